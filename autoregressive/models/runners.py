@@ -1,0 +1,88 @@
+"""The ways to run one step of a GPT. A runner owns its key/value cache and everything else that lives between steps.
+
+`start` takes a batch of conditions and returns the logits of code 0; `step` takes the codes just chosen and returns the
+logits of the next; `keep` goes on with the first rows alone. The decode loop in generate.py knows nothing else.
+
+Axes: B batch (guided: 2 x pictures, conditioned rows first), P condition positions, T all positions, C vocabulary.
+"""
+
+import torch
+from torch import Tensor
+
+from .gpt import KVCache, Transformer
+from .mask import key_mask, sequence_mask
+
+
+class EagerRunner:
+    """Plain PyTorch: each step attends to the filled part of the cache and to nothing else."""
+
+    def __init__(self, model: Transformer):
+        self.model = model
+        self.cache: KVCache | None = None
+        self.keys: Tensor | None = None  # which cached positions may be attended to, bool [B, 1, 1, T]; None: all
+
+    def start(self, cond: Tensor, codes: int, valid: Tensor | None = None) -> Tensor:
+        """Logits [B, C] of code 0. `codes`: how many will be decoded. valid bool [B, P]: caption rows that hold a token."""
+        args = self.model.config
+        if not 1 <= codes <= args.block_size:
+            raise ValueError(f"cannot decode {codes} codes: this GPT was built for 1 to {args.block_size} a picture")
+        weight = self.model.output.weight
+        length = args.cls_token_num + codes - 1  # the last code is never fed back
+        self.cache = self.allocate(len(cond), length, weight.device, weight.dtype)
+        self.filled = args.cls_token_num
+        self.positions = torch.arange(length, device=weight.device)
+        self.keys = None if valid is None else key_mask(valid, length)
+        mask = None if valid is None else sequence_mask(valid, args.cls_token_num)
+        return self.model.prefill(cond, self.cache, mask)
+
+    def allocate(self, batch: int, length: int, device, dtype) -> KVCache:
+        return KVCache.zeros(self.model.config, batch, length, device, dtype)
+
+    def step(self, codes: Tensor) -> Tensor:
+        """Logits [B, C] of the code that follows `codes` [B]."""
+        position = self.positions[self.filled : self.filled + 1]
+        self.filled += 1
+        return self.decode(codes, position)
+
+    def decode(self, codes: Tensor, position: Tensor) -> Tensor:
+        mask = None if self.keys is None else self.keys[..., : self.filled]
+        return self.model.decode_one(codes, position, self.cache.view(length=self.filled), mask)
+
+    def keep(self, rows: int) -> None:
+        """Go on with the first `rows` rows: the second branch of guidance is over."""
+        self.cache = self.cache.view(batch=rows)
+        self.keys = None if self.keys is None else self.keys[:rows]
+
+    def finish(self) -> None:
+        """Give the cache back."""
+        self.cache = self.keys = None
+
+
+class CompiledRunner(EagerRunner):
+    """torch.compile of the step: every step has the shape of its bucket, so that it is compiled once per bucket."""
+
+    BUCKET = 256  # positions; a step reads the cache up to the next multiple and masks what is not filled
+
+    def __init__(self, model: Transformer):
+        super().__init__(model)
+        self.compiled = torch.compile(model.decode_one, dynamic=False)
+
+    def allocate(self, batch: int, length: int, device, dtype) -> KVCache:
+        return super().allocate(batch, -(-length // self.BUCKET) * self.BUCKET, device, dtype)
+
+    def decode(self, codes: Tensor, position: Tensor) -> Tensor:
+        length = -(-self.filled // self.BUCKET) * self.BUCKET
+        mask = (torch.arange(length, device=codes.device) <= position)[None, None, None]
+        if self.keys is not None:
+            keys = self.keys[..., :length]
+            mask = mask & torch.nn.functional.pad(keys, (0, length - keys.shape[-1]))
+        return self.compiled(codes, position, self.cache.view(length=length), mask)
+
+
+RUNNERS = {"eager": EagerRunner, "compiled": CompiledRunner}
+
+
+def make_runner(name: str, model: Transformer) -> EagerRunner:
+    if name not in RUNNERS:
+        raise ValueError(f"--runner {name}: choose one of {', '.join(RUNNERS)}")
+    return RUNNERS[name](model)

@@ -1,0 +1,59 @@
+"""Which GPT, and how it is sampled: shared by samplers, trainers' previews, the app and the benchmarks. Torch-free."""
+
+from dataclasses import dataclass
+
+from engine.config import Auto
+
+
+@dataclass
+class GPTOptions:
+    gpt_model: str = "auto"
+    """GPT-B, -L, -XL, -XXL, -XXXL, -1B, -3B, -7B (published), GPT-1M, -5M, -25M; auto: what --gpt-ckpt holds."""
+    gpt_ckpt: str | None = None
+    """Weights: a published file or one of ours (.pt, .pth, .safetensors, or the folder of an FSDP run)."""
+    gpt_type: str = "c2i"
+    """c2i (class-conditional) or t2i (text-conditional)."""
+    from_fsdp: bool = False
+    """The file is a bare state dict (found out anyway); outputs are then named by the checkpoint's folder, as published."""
+    use_ema: bool = False
+    """Take the moving average (entry "ema") where the checkpoint has one."""
+    cls_token_num: int = 1
+    """Condition tokens: 1 for c2i, 120 for t2i."""
+    num_classes: int | Auto = "auto"
+    """Classes of a c2i model; auto: the checkpoint's."""
+    image_size: int | Auto = "auto"
+    """Side of the pictures in pixels; auto: the checkpoint's, or the number in a published file's name, else 384."""
+    downsample_size: int | Auto = "auto"
+    """Pixels per code; auto: the tokenizer's."""
+
+
+@dataclass
+class MachineOptions:
+    device: str = "auto"
+    """cuda, mps or cpu; auto takes the first that is there."""
+    precision: str = "auto"
+    """bf16, fp16 or none (float32) for the GPT; auto: bf16 where the device computes in it."""
+    decode_precision: str = "none"
+    """The same for the tokenizer's decoder. FID runs are published with none (float32); bf16 is faster."""
+    compile: bool = False
+    """torch.compile the decoding step on a GPU (on CPUs it gains nothing; --runner compiled insists)."""
+    runner: str = "auto"
+    """How a step is run: eager or compiled; auto: compiled with --compile on a GPU, else eager."""
+
+
+@dataclass
+class SamplingOptions:
+    cfg_scale: float = 4.0
+    """Scale of classifier-free guidance; 1 samples without."""
+    cfg_interval: float = -1
+    """Guide codes 0 to this number + 1 only, and save the second branch after them (-1: all codes)."""
+    cfg_schedule: str = "constant"
+    """constant, linear (scale grows from 1 to --cfg-scale) or power-cosine (the same, along a cosine)."""
+    cfg_power: float = 2.75
+    """Exponent of the power-cosine schedule."""
+    top_k: int = 2000
+    """Draw from the so many most likely codes (0: from all)."""
+    temperature: float = 1.0
+    """Divides the logits."""
+    top_p: float = 1.0
+    """Draw from the most likely codes that hold this much probability together (1: from all)."""

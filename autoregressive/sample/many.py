@@ -1,0 +1,126 @@
+"""Pictures by the thousand, over any number of processes: PNG files, then one npz made from them.
+
+Picture i has a label and a noise that depend on (seed, i) alone, so neither the number of processes nor the batch changes
+it, and what is already on disk need not be sampled again.
+"""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from autoregressive.options import GPTOptions
+from autoregressive.sample.options import SampleC2IMany
+from autoregressive.sample.pipeline import Pipeline, load_pipeline, sampling_from
+from dataset.order import LABEL, draw
+from engine.checkpoint import write_json
+from engine.distributed import Context, leave, setup
+from evaluations.images import save_png, write_npz
+
+
+def run_name(options: SampleC2IMany, pipeline: Pipeline) -> str:
+    """The published name of the folder and of the npz."""
+    many, sampling = options.many, options.sampling
+    return (f"{pipeline.gpt.name}-{checkpoint_stem(options.gpt)}-size-{pipeline.gpt.image_size}-size-{many.image_size_eval}-"
+            f"{pipeline.tokenizer.name}-topk-{sampling.top_k}-topp-{sampling.top_p}-temperature-{sampling.temperature}-"
+            f"cfg-{sampling.cfg_scale}-seed-{many.global_seed}")  # fmt: skip
+
+
+def checkpoint_stem(gpt: GPTOptions) -> str:
+    """The file's stem; with --from-fsdp the folder that it is in."""
+    path = Path(gpt.gpt_ckpt)
+    if not gpt.from_fsdp:
+        return path.stem
+    return path.name if path.is_dir() else path.parent.name
+
+
+def labels_for(count: int, classes: int, seed: int, balance: bool) -> np.ndarray:
+    """int64 [count]: independent and uniform, a function of (seed, picture); balanced ones are shuffled."""
+    if balance:
+        return np.random.default_rng([seed, LABEL]).permutation(np.arange(count) % classes)
+    return (draw(seed, 0, np.arange(count), LABEL) * classes).astype(np.int64)
+
+
+def sample_many(options: SampleC2IMany) -> Path:
+    """Write the PNGs that are missing, then the npz; its path."""
+    many = options.many
+    for flag, value in (("--num-fid-samples", many.num_fid_samples), ("--per-proc-batch-size", many.per_proc_batch_size),
+                        ("--image-size-eval", many.image_size_eval)):  # fmt: skip
+        if value < 1:
+            raise ValueError(f"{flag} {value}: must be at least 1")
+    context = setup(options.machine.device)
+    pipeline = load_pipeline(options.gpt, options.tokenizer, options.machine, context.device)
+    folder = Path(many.sample_dir) / run_name(options, pipeline)
+    labels = labels_for(many.num_fid_samples, pipeline.gpt.model.config.num_classes, many.global_seed, many.balance)
+    meta = {"kind": "generation", "gpt": pipeline.gpt.name, "gpt_ckpt": Path(options.gpt.gpt_ckpt).name,
+            "tokenizer": pipeline.tokenizer.name, "tokenizer_checksum": pipeline.tokenizer.checksum,
+            "image_size": pipeline.gpt.image_size, "balance": many.balance, "seed": many.global_seed,
+            "precision": str(pipeline.gpt.model.output.weight.dtype).removeprefix("torch."),
+            "sampling": asdict(options.sampling)}  # fmt: skip
+    if context.is_main:
+        claim(folder, meta)
+    context.barrier()
+    todo = [i for i in range(many.num_fid_samples) if not picture_path(folder, i).exists()]
+    if context.is_main and len(todo) < many.num_fid_samples:
+        print(f"{folder}: {many.num_fid_samples - len(todo)} pictures are there, {len(todo)} to go")
+    context.barrier()  # all ranks have looked before any of them writes
+    sample_missing(pipeline, options, folder, todo[context.rank :: context.world], labels, context)
+    context.barrier()
+    npz = folder.with_suffix(folder.suffix + ".npz")
+    if context.is_main:
+        shape = (many.num_fid_samples, many.image_size_eval, many.image_size_eval, 3)
+        paths = (picture_path(folder, i) for i in range(many.num_fid_samples))
+        pictures = (np.asarray(Image.open(path)) for path in paths)
+        write_npz(npz, tqdm(pictures, "npz", many.num_fid_samples, disable=None), shape, meta, labels=labels)
+        print(f"{many.num_fid_samples} pictures -> {npz}")
+    context.barrier()
+    leave()
+    return npz
+
+
+def picture_path(folder: Path, i: int) -> Path:
+    return folder / f"{i:06d}.png"
+
+
+def claim(folder: Path, meta: dict) -> None:
+    """Note in the folder what makes its pictures; a folder that holds others is refused."""
+    path = folder / "settings.json"
+    if path.exists():
+        held = json.loads(path.read_text())
+        different = [name for name in meta if held.get(name) != meta[name]]
+        if different:
+            raise ValueError(f"--sample-dir {folder.parent}: {folder.name} holds pictures made with other settings "
+                             f"({', '.join(f'{n} {held.get(n)}' for n in different)}); choose another folder or remove it")  # fmt: skip
+    elif folder.exists() and any(folder.glob("*.png")):
+        raise ValueError(f"--sample-dir {folder.parent}: {folder.name} holds pictures of unknown settings; remove it first")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, meta)
+
+
+def sample_missing(pipeline: Pipeline, options: SampleC2IMany, folder: Path, todo: list[int], labels: np.ndarray,
+                   context: Context) -> None:  # fmt: skip
+    """This rank's pictures. Writing PNGs goes on beside the sampling of the next batch."""
+    many, sampling = options.many, sampling_from(options.sampling)
+    with ThreadPoolExecutor(4) as writers, tqdm(total=len(todo), unit="picture", disable=None if context.is_main else True) as bar:
+        pending: list = []
+        for first in range(0, len(todo), many.per_proc_batch_size):
+            part = todo[first : first + many.per_proc_batch_size]
+            cond = torch.from_numpy(labels[part]).to(pipeline.device)
+            codes = pipeline.codes(cond, sampling, many.global_seed, torch.tensor(part))
+            writes = []
+            for start in range(0, len(part), many.decode_batch_size):
+                chunk = slice(start, start + many.decode_batch_size)
+                images = pipeline.to_pictures(codes[chunk], many.image_size_eval)
+                writes += [writers.submit(save_png, picture_path(folder, i), image) for i, image in zip(part[chunk], images)]
+            for write in pending:
+                write.result()  # raises what writing raised, such as a full disk
+            pending = writes
+            bar.update(len(part))
+        for write in pending:
+            write.result()

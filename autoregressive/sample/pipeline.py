@@ -1,0 +1,127 @@
+"""Condition -> codes -> pictures: what samplers, app, benchmarks and server all stand on.
+
+    pipeline = load_pipeline(GPTOptions(gpt_ckpt="c2i_B_256.pt"), TokenizerOptions(vq_ckpt="vq_ds16_c2i.pt"))
+    pictures = pipeline.sample(["goldfish", 207], Sampling(cfg_scale=4.0, top_k=2000), seed=0)  # uint8 [2, 256, 256, 3]
+
+Axes: B pictures, N = h * w codes of a picture, H = W side in pixels.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import isqrt
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from autoregressive.load import GPT, load_gpt
+from autoregressive.models.generate import Sampling, decode_codes
+from autoregressive.models.runners import EagerRunner, make_runner
+from autoregressive.options import GPTOptions, MachineOptions, SamplingOptions
+from dataset.classes import class_names_for, find_label
+from engine.distributed import pick_device, pick_precision
+from evaluations.images import to_bytes
+from tokenizer.tokenizer_image.vq_load import Tokenizer, load_tokenizer
+from tokenizer.tokenizer_image.vq_options import TokenizerOptions
+
+OnRow = Callable[[int, Tensor], None]
+
+
+@dataclass
+class Pipeline:
+    """A GPT and a tokenizer that belong together, and the runner of the GPT's steps."""
+
+    gpt: GPT
+    tokenizer: Tokenizer
+    runner: EagerRunner
+
+    @property
+    def device(self) -> torch.device:
+        return self.gpt.model.output.weight.device
+
+    @property
+    def grid(self) -> int:
+        """Rows, and columns, of codes in a picture."""
+        return isqrt(self.gpt.model.config.block_size)
+
+    @property
+    def class_names(self) -> list[str]:
+        return class_names_for(self.gpt.class_names, self.gpt.model.config.num_classes)
+
+    def labels(self, classes: Sequence[int | str]) -> Tensor:
+        """int64 [B] from class numbers and names; an unknown one is a ValueError that says which are near."""
+        return torch.tensor([find_label(c, self.class_names) for c in classes], dtype=torch.int64, device=self.device)
+
+    def codes(
+        self,
+        cond: Tensor,
+        sampling: Sampling,
+        seed: int = 0,
+        pictures: Tensor | None = None,
+        valid: Tensor | None = None,
+        on_row: OnRow | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """Sample codes int64 [B, N] for labels int64 [B] (or caption features [B, P, caption_dim] with valid bool [B, P]).
+
+        pictures int64 [B]: the pictures' numbers in the run (default 0..B-1); with `seed` they fix the noise, so that a
+        picture does not depend on its batch. on_row(r, codes) is called when row r of all pictures is there.
+        """
+        n = self.grid**2
+        pictures = torch.arange(len(cond)) if pictures is None else pictures
+        with tqdm(total=n, unit="code", disable=None if progress else True, leave=False) as bar:
+
+            def on_code(i: int, out: Tensor) -> None:
+                bar.update()
+                if on_row is not None and (i + 1) % self.grid == 0:
+                    on_row(i // self.grid, out)
+
+            return decode_codes(self.runner, cond, n, sampling, seed, pictures, valid, on_code)
+
+    @torch.inference_mode()
+    def decode(self, codes: Tensor, batch: int = 8) -> Tensor:
+        """Codes [B, N] -> pictures, float32 [B, 3, H, W] about in [-1, 1], `batch` at a time."""
+        quantizer = self.tokenizer.model.config.codebook_embed_dim
+        side = isqrt(codes.shape[1])
+        parts = [self.tokenizer.model.decode_code(part, (len(part), quantizer, side, side)).float()
+                 for part in codes.to(self.device).split(batch)]  # fmt: skip
+        return torch.cat(parts)
+
+    def sample(
+        self, classes: Sequence[int | str], sampling: Sampling, seed: int = 0, size: int | None = None, **options
+    ) -> np.ndarray:
+        """Pictures uint8 [B, H, W, 3] of classes given by number or name; `size`: resized to, as FID runs do."""
+        return self.to_pictures(self.codes(self.labels(classes), sampling, seed, **options), size)
+
+    def to_pictures(self, codes: Tensor, size: int | None = None) -> np.ndarray:
+        """Codes [B, N] -> uint8 [B, H, W, 3]; another size is reached by bicubic interpolation, not anti-aliased."""
+        images = self.decode(codes)
+        if size is not None and size != images.shape[-1]:
+            images = F.interpolate(images, size=(size, size), mode="bicubic")
+        return to_bytes(images)
+
+
+def sampling_from(options: SamplingOptions) -> Sampling:
+    return Sampling(options.cfg_scale, options.cfg_interval, options.cfg_schedule, options.cfg_power,
+                    options.temperature, options.top_k, options.top_p)  # fmt: skip
+
+
+def load_pipeline(gpt: GPTOptions, tokenizer: TokenizerOptions, machine: MachineOptions | None = None,
+                  device: torch.device | None = None) -> Pipeline:  # fmt: skip
+    """Load both models and see that they fit each other. `device` overrides what `machine` says (one GPU of many)."""
+    machine = machine or MachineOptions()
+    device = device or pick_device(machine.device)
+    vq = load_tokenizer(tokenizer, device, pick_precision(machine.decode_precision, device))
+    loaded = load_gpt(gpt, vq.model.downsample, device, pick_precision(machine.precision, device))
+    vocabulary, codebook = loaded.model.config.vocab_size, vq.model.config.codebook_size
+    if vocabulary != codebook:
+        raise ValueError(f"--vq-ckpt {tokenizer.vq_ckpt}: has {codebook} codes, the GPT in {gpt.gpt_ckpt} draws from {vocabulary}")
+    if loaded.tokenizer and loaded.tokenizer.get("checksum") not in (None, vq.checksum):
+        raise ValueError(f"--vq-ckpt {tokenizer.vq_ckpt}: is another tokenizer than the one whose codes {gpt.gpt_ckpt} was trained "
+                         f"on ({loaded.tokenizer.get('name')}, checksum {loaded.tokenizer['checksum']}; this one's is {vq.checksum})")  # fmt: skip
+    runner = machine.runner
+    if runner == "auto":
+        runner = "compiled" if machine.compile and device.type == "cuda" else "eager"
+    return Pipeline(loaded, vq, make_runner(runner, loaded.model))

@@ -1,0 +1,167 @@
+"""Training a class-conditional GPT: batch of codes -> loss, the held-out loss, previews.
+
+Axes: B pictures, N codes of a picture, C vocabulary.
+"""
+
+from dataclasses import replace
+from functools import partial
+from math import isqrt
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from autoregressive.load import GPT
+from autoregressive.models.generate import Sampling
+from autoregressive.models.gpt import Transformer, build_gpt, gpt_config
+from autoregressive.models.runners import EagerRunner
+from autoregressive.sample.pipeline import Pipeline
+from autoregressive.train.options import GPTTraining, TrainC2I, ValidationOptions
+from dataset.build import loader
+from dataset.codes import Codes, check, open_codes, split
+from dataset.order import Order
+from engine.checkpoint import load_strict, read_weights
+from engine.distributed import Context, leave, setup
+from engine.optim import adamw
+from engine.trainer import Phase, Run, Trainer
+from evaluations.images import save_grid
+from tokenizer.tokenizer_image.vq_load import load_tokenizer, refuse_other_codes
+
+
+class ClassTask:
+    """Next-code prediction given a class label (section 2.2). A step counts codes."""
+
+    unit = "codes"
+
+    def __init__(self, model: Transformer, name: str, papers: dict, optimizer: torch.optim.Optimizer, context: Context,
+                 held_out: Codes | None = None, batch: int = 64, pipeline: Pipeline | None = None,
+                 preview: ValidationOptions | None = None, seed: int = 0):  # fmt: skip
+        self.model, self.name, self.papers, self.context = model, name, papers, context
+        self.held_out, self.batch, self.pipeline, self.preview_options, self.seed = held_out, batch, pipeline, preview, seed
+        self.phases = [Phase("model", model, optimizer, self.loss)]
+        self.units = model.config.block_size
+        self.flops = training_flops(model)
+
+    def meta(self) -> dict:
+        return {"format": 1, "kind": "gpt", "model": self.name, "config": gpt_config(self.model), **self.papers}
+
+    def loss(self, module: nn.Module, batch: dict, step: int) -> tuple[Tensor, dict]:
+        """batch: codes int64 [B, N], label int64 [B], drop float32 [B] (uniform draws for dropping the class)."""
+        drop = batch["drop"] < self.model.config.class_dropout_prob
+        return self.conditional_loss(module, batch, drop), {}
+
+    def conditional_loss(self, module: nn.Module, batch: dict, drop: Tensor | None) -> Tensor:
+        codes = batch["codes"]
+        _, loss = module(idx=codes[:, :-1], cond_idx=batch["label"], targets=codes, drop=drop)
+        return loss
+
+    def validate(self) -> dict[str, float]:
+        """Mean loss of this rank's share of the held-out pictures, as nats a code."""
+        if self.held_out is None:
+            return {}
+        count = len(self.held_out) // self.context.world * self.context.world
+        mine = range(self.context.rank, count, self.context.world)
+        losses = []
+        for first in range(0, len(mine), self.batch):
+            keys = [(0, i) for i in mine[first : first + self.batch]]
+            batch = {k: v.to(self.context.device) for k, v in self.held_out.__getitems__(keys).items()}
+            losses.append(float(self.conditional_loss(self.model, batch, drop=None)) * len(keys))
+        return {"val_loss": sum(losses) / len(mine)}
+
+    def preview(self, path: Path) -> None:
+        if self.pipeline is None:
+            return
+        classes = self.preview_options.preview_labels or range(min(8, self.model.config.num_classes))
+        sampling = Sampling(self.preview_options.preview_cfg_scale)
+        save_grid(path, self.pipeline.sample(list(classes), sampling, self.seed), per_row=4)
+
+    def after_step(self, step: int) -> str | None:
+        return None
+
+
+def training_flops(model: Transformer) -> float:
+    """FLOPs of one picture, forward and backward: 6 a weight and position, and causal attention (Kaplan et al. 2020)."""
+    args = model.config
+    positions = args.cls_token_num + args.block_size - 1
+    weights = sum(p.numel() for p in model.layers.parameters()) + model.output.weight.numel()
+    return 6 * weights * positions + 6 * args.n_layer * args.dim * positions**2
+
+
+def shape_for(options: GPTTraining, store) -> tuple[dict, int, int]:
+    """ModelArgs that follow from the store and the flags, the picture size, and the pixels per code."""
+    size = options.image_size if options.image_size != "auto" else store.image_size or 256
+    if store.image_size not in (None, size):
+        raise ValueError(f"--image-size {size}: {options.code_path} holds codes of {store.image_size}-px pictures")
+    side = store.grid[0]
+    if store.grid[0] != store.grid[1]:
+        raise ValueError(f"--code-path {options.code_path}: its grid is {store.grid[0]} x {store.grid[1]}, this GPT needs a square one")
+    if size % side:
+        raise ValueError(f"--image-size {size}: {options.code_path} holds {side} x {side} codes a picture, which does not divide it")
+    if options.downsample_size not in ("auto", size // side):
+        raise ValueError(f"--downsample-size {options.downsample_size}: {options.code_path} holds {side} x {side} codes a picture of "
+                         f"{size} px, which is {size // side} pixels per code")  # fmt: skip
+    shape = {
+        "model_type": options.gpt_type,
+        "cls_token_num": options.cls_token_num,
+        "vocab_size": options.vocab_size if options.vocab_size != "auto" else store.vocab_size or 16384,
+        "num_classes": options.num_classes if options.num_classes != "auto" else store.num_classes or 1000,
+        "block_size": side * side,
+    }
+    return shape, size, size // side
+
+
+def train_c2i(options: TrainC2I) -> None:
+    """Check the codes, build the model, train it."""
+    model_options, optim, checks = options.model, options.optim, options.validation
+    context = setup(optim.device)
+    if model_options.gpt_type != "c2i":
+        raise ValueError(f"--gpt-type {model_options.gpt_type}: this command trains c2i; train_t2i.py trains t2i")
+    size = None if model_options.image_size == "auto" else model_options.image_size
+    if model_options.dataset != "imagenet_code":
+        raise ValueError(f"--dataset {model_options.dataset}: this command trains on extracted codes, imagenet_code")
+    store = open_codes(model_options.code_path, size)
+    shape, size, downsample = shape_for(model_options, store)
+    grid = isqrt(shape["block_size"])
+    check(store, shape["vocab_size"], (grid, grid), shape["num_classes"])
+    val_store, train_rows, val_rows = store, None, None
+    if checks.val_code_path:
+        val_store = open_codes(checks.val_code_path, size)
+        check(val_store, shape["vocab_size"], (grid, grid), shape["num_classes"])
+    elif checks.val_fraction:
+        train_rows, val_rows = split(store, checks.val_fraction, optim.global_seed)
+    data = Codes(store, optim.global_seed, train_rows)
+    held_out = Codes(val_store, optim.global_seed, val_rows) if checks.val_code_path or checks.val_fraction else None
+
+    torch.manual_seed(optim.global_seed)
+    residual = 0.0 if model_options.drop_path_rate > 0 else model_options.dropout_p
+    model = build_gpt(
+        model_options.gpt_model, **shape, n_kv_head=model_options.n_kv_head, resid_dropout_p=residual, ffn_dropout_p=residual,
+        token_dropout_p=model_options.token_dropout_p, drop_path_rate=model_options.drop_path_rate,
+        class_dropout_prob=model_options.class_dropout_prob,
+    ).to(context.device)  # fmt: skip
+    if model_options.gpt_ckpt and model_options.finetune:
+        load_strict(model, read_weights(model_options.gpt_ckpt, flag="--gpt-ckpt"), "--gpt-ckpt",
+                    f"--gpt-model is {model_options.gpt_model}")  # fmt: skip
+
+    papers = {"image_size": size, "downsample_size": downsample, "class_names": store.class_names, "tokenizer": store.tokenizer}
+    tokenizer = None
+    if options.tokenizer.vq_ckpt and context.is_main and options.run.preview_every:
+        tokenizer = load_tokenizer(options.tokenizer, context.device)
+        refuse_other_codes(tokenizer, store, model_options.code_path)
+    gpt = GPT(model, model_options.gpt_model, size, downsample, store.class_names, store.tokenizer)
+    decay = 0.05 if optim.weight_decay == "auto" else optim.weight_decay
+    task = ClassTask(
+        model, model_options.gpt_model, papers, adamw(model, optim.lr, (optim.beta1, optim.beta2), decay), context,
+        held_out, max(1, optim.global_batch_size // context.world), tokenizer and Pipeline(gpt, tokenizer, EagerRunner(model)),
+        checks, optim.global_seed,
+    )  # fmt: skip
+    order = Order(len(data), optim.global_batch_size, optim.global_seed)
+    total = optim.max_steps or optim.epochs * order.steps_per_epoch
+    batches = partial(loader, data, order, context.rank, context.world, workers=model_options.num_workers)
+    what = {"samples": len(data), "global_batch_size": optim.global_batch_size, "global_seed": optim.global_seed}
+    run = Run(replace(options.run), model_options.gpt_model, context)
+    trainer = Trainer(task, optim, run, context, total, lambda start, stop: batches(start=start, stop=stop), what)
+    trainer.resume(None if model_options.finetune else model_options.gpt_ckpt, "--gpt-ckpt")
+    trainer.fit()
+    leave()
+

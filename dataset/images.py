@@ -1,0 +1,183 @@
+"""Pictures by number: where they come from, and how they are served, as training samples or as crops to encode.
+
+A legend: B pictures, K crops of a picture, S the side of a crop.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from dataset.augmentation import center_crop_arr, mirror, random_crop_arr, ten_crop, to_tensor
+from dataset.order import CROP_LEFT, CROP_SCALE, CROP_TOP, FLIP, draw
+
+
+class ImageSource(Protocol):
+    """Pictures by row number, with their labels."""
+
+    class_names: list[str] | None
+
+    def __len__(self) -> int: ...
+
+    def path(self, row: int) -> str | None:
+        """The picture's file; None where it has none of its own."""
+
+    def label(self, row: int) -> int:
+        """-1: unknown."""
+
+    def open(self, row: int) -> Image.Image:
+        """The picture as RGB. ValueError, naming the file, where it cannot be read."""
+
+
+@dataclass
+class FileSource:
+    paths: Sequence[str]
+    labels: np.ndarray  # int64 [rows]
+    class_names: list[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def path(self, row: int) -> str:
+        return self.paths[row]
+
+    def label(self, row: int) -> int:
+        return int(self.labels[row])
+
+    def open(self, row: int) -> Image.Image:
+        return read_rgb(self.paths[row])
+
+
+@dataclass
+class ArraySource:
+    """A small data set, held in memory."""
+
+    pictures: np.ndarray  # uint8 [rows, H, W, 3]
+    labels: np.ndarray  # int64 [rows]
+    class_names: list[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def path(self, row: int) -> None:
+        return None
+
+    def label(self, row: int) -> int:
+        return int(self.labels[row])
+
+    def open(self, row: int) -> Image.Image:
+        return Image.fromarray(self.pictures[row])
+
+
+def read_rgb(path: str) -> Image.Image:
+    """Any picture file as RGB."""
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+    except Exception as error:  # from OSError to SyntaxError and struct.error, as the decoder likes
+        raise ValueError(f"{path}: not a readable picture ({error})") from error
+
+
+class Images(Dataset):
+    """Training samples: "image" float32 [3, S, S] in [-1, 1], "label" int64, "index" int64, by (epoch, row) or by row.
+
+    `augment`: "random" (published: short side between S/1.0 and S/0.8, then a random square), "center", or "none"
+    (the pictures are S wide already). Crop and mirroring are functions of (seed, epoch, row).
+    """
+
+    collate = staticmethod(default_collate)
+
+    def __init__(
+        self,
+        source: ImageSource,
+        size: int,
+        augment: Literal["random", "center", "none"] = "center",
+        seed: int = 0,
+        flip: bool = False,
+    ):
+        self.source, self.size, self.augment, self.seed, self.flip = source, size, augment, seed, flip
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Tensor]:
+        epoch, row = key if isinstance(key, tuple) else (0, key)
+        picture = self.source.open(row)
+        *crop, flip = draw(self.seed, epoch, row, np.array([CROP_SCALE, CROP_TOP, CROP_LEFT, FLIP])).tolist()
+        if self.augment == "random":
+            picture = random_crop_arr(picture, self.size, draws=crop)
+        elif self.augment == "center":
+            picture = center_crop_arr(picture, self.size)
+        elif picture.size != (self.size, self.size):
+            raise ValueError(f"{self.source.path(row) or f'picture {row}'}: is {picture.width}x{picture.height}, "
+                             f"but --image-size is {self.size}")  # fmt: skip
+        if self.flip and flip < 0.5:
+            picture = mirror(picture)
+        return {
+            "image": torch.from_numpy(to_tensor(picture)),
+            "label": torch.tensor(self.source.label(row)),
+            "index": torch.tensor(row),
+        }
+
+
+@dataclass
+class Unreadable:
+    row: int
+    path: str | None
+    reason: str
+
+
+class Crops(Dataset):
+    """All the crops of a picture, for extracting codes; a batch is collate()'s dictionary.
+
+    Without `ten_crop_ranges`: the centre crop, and its mirror image with `flip` (K = 1 or 2, published: 2). With them:
+    ten crops for each range. Bytes, not floats, travel from the workers: call scale() on the device.
+    """
+
+    def __init__(self, source: ImageSource, size: int, flip: bool = True, ten_crop_ranges: Sequence[float] = ()):
+        if ten_crop_ranges and not flip:
+            raise ValueError("--ten-crop holds mirror images: it cannot go with --flip off")
+        self.source, self.size, self.flip, self.ranges = source, size, flip, tuple(ten_crop_ranges)
+
+    @property
+    def per_picture(self) -> int:
+        return 10 * len(self.ranges) or 1 + self.flip
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, row: int) -> tuple[np.ndarray, int, int] | Unreadable:
+        try:
+            picture = self.source.open(row)
+        except ValueError as error:
+            return Unreadable(row, self.source.path(row), str(error))
+        if self.ranges:
+            crops = [crop for range_ in self.ranges for crop in ten_crop(picture, self.size, range_)]
+        else:
+            plain = center_crop_arr(picture, self.size)
+            crops = [plain, mirror(plain)] if self.flip else [plain]
+        return np.stack(crops), self.source.label(row), row
+
+    @staticmethod
+    def collate(items: list) -> dict:
+        """{"images": uint8 [B, K, 3, S, S], "label": int64 [B], "index": int64 [B], "skipped": list of Unreadable}.
+
+        The three are None where no picture of the batch can be read.
+        """
+        good = [item for item in items if not isinstance(item, Unreadable)]
+        skipped = [item for item in items if isinstance(item, Unreadable)]
+        if not good:
+            return {"images": None, "label": None, "index": None, "skipped": skipped}
+        images, labels, rows = zip(*good)
+        packed = torch.from_numpy(np.stack(images)).permute(0, 1, 4, 2, 3).contiguous()  # [B, K, 3, S, S]
+        return {"images": packed, "label": torch.tensor(labels), "index": torch.tensor(rows), "skipped": skipped}
+
+
+def scale(images: Tensor) -> Tensor:
+    """uint8 -> float32 in [-1, 1], as to_tensor()."""
+    return images.float().div_(255).mul_(2).sub_(1)

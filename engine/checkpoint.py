@@ -1,0 +1,184 @@
+"""Weight files: the one reader of every format in circulation, atomic writing, and a run's training checkpoints.
+
+Read: .pt and .pth with {"model"}, {"module"} (DeepSpeed), {"state_dict"}, {"ema"} or bare states, .safetensors, and the
+folders that FSDP training leaves (consolidated.pth). Written: files that appear whole or not at all.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor, nn
+
+WRAPPERS = ("model", "module", "state_dict")
+# Known and not weights: the rotary table that some published states carry along.
+DROPPED = ("freqs_cis",)
+PREFIXES = ("module.", "_orig_mod.")
+
+
+@dataclass
+class Weights:
+    """A state dict with what the file says about it."""
+
+    state: dict[str, Tensor]
+    path: Path
+    key: str = "bare"  # the entry of the file that it was
+    meta: dict = field(default_factory=dict)  # empty for files that others wrote
+
+
+# ---- writing
+
+
+def write_atomic(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
+    """Write aside in the same folder, flush to disk, rename. Whatever stops it, `path` is the old file or the new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(aside, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException as error:
+        aside.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, f"could not write {path}: {error.strerror}; what stood there before is whole") from error
+        if isinstance(error, RuntimeError):  # torch.save reports a full disk so
+            raise OSError(f"could not write {path}: {error}; what stood there before is whole (is the disk full?)") from error
+        raise
+
+
+def write_text(path: str | Path, text: str) -> None:
+    write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: str | Path, value) -> None:
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def save_safetensors(path: str | Path, state: dict[str, Tensor], meta: dict) -> None:
+    """Weights and `meta` (JSON in the header) as .safetensors."""
+    from safetensors.torch import save
+
+    data = save({k: v.detach().cpu().contiguous() for k, v in state.items()}, {"meta": json.dumps(meta)})
+    write_atomic(path, lambda file: file.write(data))
+
+
+# ---- reading
+
+
+def read_file(path: str | Path, flag: str = "checkpoint") -> dict:
+    """Everything that a weight file holds, on the CPU; never runs code from it."""
+    path = Path(path)
+    if path.is_dir():
+        path = path / "consolidated.pth"
+    if not path.is_file():
+        raise ValueError(f"{flag} {path}: there is no such file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            with safe_open(path, "pt") as file:
+                meta = json.loads((file.metadata() or {}).get("meta", "{}"))
+                return {"model": {name: file.get_tensor(name) for name in file.keys()}, "meta": meta}  # noqa: SIM118
+        # Published training checkpoints carry their flags as an argparse.Namespace.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        if "weights_only" in str(error) or "Unsupported" in str(error):
+            raise ValueError(f"{flag} {path}: holds objects that are not weights, which is not safe to load: {error}") from error
+        raise ValueError(f"{flag} {path}: truncated or not a weight file ({error}); fetch it again") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{flag} {path}: truncated or not a weight file ({error}); fetch it again") from error
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise ValueError(f"{flag} {path}: truncated or not a weight file ({error}); fetch it again") from error
+
+
+def read_weights(path: str | Path, prefer: Sequence[str] = (), flag: str = "checkpoint") -> Weights:
+    """The weights of any file in circulation. `prefer` names entries (such as "ema") to take before the usual ones."""
+    data = read_file(path, flag)
+    for key in (*prefer, *WRAPPERS):
+        if isinstance(data.get(key), dict) and data[key]:
+            return Weights(clean(data[key]), Path(path), key, data.get("meta") or {})
+    if data and all(isinstance(value, Tensor) for value in data.values()):
+        return Weights(clean(data), Path(path))
+    raise ValueError(f"{flag} {path}: no weights in it; its entries are {', '.join(map(str, data)) or 'none'}, "
+                     f"expected one of {', '.join(WRAPPERS)} or a bare state dict")  # fmt: skip
+
+
+def clean(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names without the prefixes that wrappers leave, and without entries that are no weights."""
+    for prefix in PREFIXES:
+        if state and all(name.startswith(prefix) for name in state):
+            state = {name[len(prefix) :]: value for name, value in state.items()}
+    return {name: value for name, value in state.items() if name not in DROPPED}
+
+
+def load_strict(module: nn.Module, weights: Weights, flag: str, remedy: str = "") -> None:
+    """Load exactly; a mismatch is named with the first names and shapes that differ.
+
+    A module on the meta device takes the tensors themselves, in the file's dtype; any other copies them.
+    """
+    own = module.state_dict()
+    missing = [name for name in own if name not in weights.state]
+    extra = [name for name in weights.state if name not in own]
+    shapes = [f"{name} is {tuple(weights.state[name].shape)}, the model has {tuple(own[name].shape)}"
+              for name in own if name in weights.state and weights.state[name].shape != own[name].shape]  # fmt: skip
+    if missing or extra or shapes:
+        found = [f"{len(names)} {what} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"
+                 for what, names in (("missing", missing), ("unknown", extra), ("of another shape", shapes)) if names]  # fmt: skip
+        raise ValueError(f"{flag} {weights.path}: not the weights of this model: {'; '.join(found)}. {remedy}".rstrip())
+    module.load_state_dict(weights.state, assign=any(value.is_meta for value in own.values()))
+
+
+def checksum(state: dict[str, Tensor]) -> str:
+    """A short hash of names, shapes and values, the same for every file format and device."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous()
+        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+# ---- a run's checkpoints
+
+
+class CheckpointFolder:
+    """{folder}/{step:07d}.pt, the newest `keep` of them and every `keep_every`-th step (0: no more than that)."""
+
+    def __init__(self, folder: str | Path, keep: int = 0, keep_every: int = 0):
+        self.folder, self.keep, self.keep_every = Path(folder), keep, keep_every
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"{step:07d}.pt"
+
+    def steps(self) -> list[int]:
+        return sorted(int(p.stem) for p in self.folder.glob("*.pt") if p.stem.isdigit())
+
+    def save(self, step: int, payload: dict) -> Path:
+        write_atomic(self.path(step), lambda file: torch.save(payload, file))
+        for old in self.steps()[: -self.keep] if self.keep else []:
+            if not (self.keep_every and old % self.keep_every == 0):
+                self.path(old).unlink(missing_ok=True)
+        return self.path(step)
+
+    def newest(self, say: Callable[[str], None] = print) -> tuple[Path, dict] | None:
+        """The newest checkpoint that reads whole; damaged ones are named and passed over."""
+        for step in reversed(self.steps()):
+            try:
+                return self.path(step), read_file(self.path(step))
+            except ValueError as error:
+                say(f"{error}; taking the checkpoint before it")
+        return None

@@ -1,0 +1,38 @@
+"""Dataclasses of options -> command-line flags (by tyro), and the one way an entry is run."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Literal, TypeVar
+
+Options = TypeVar("Options")
+Auto = Literal["auto"]  # the value is taken from the checkpoint, the data or the machine
+
+
+def parse(options: type[Options], argv: list[str] | None = None, description: str | None = None) -> Options:
+    """Flags -> options. Nested dataclasses become flat flags; `--x-y` and `--x_y` are the same; booleans pair --x, --no-x."""
+    import tyro
+
+    return tyro.cli(options, args=argv, description=description, config=(tyro.conf.OmitArgPrefixes,))
+
+
+def run(main: Callable[[Options], None], options: type[Options]) -> None:
+    """What every entry calls: parse the command line, run, and turn a user's mistake into one plain sentence.
+
+    A ValueError, OSError or FloatingPointError ends the command with `error: ...` and exit code 2; LLAMAGEN_TRACEBACK=1 shows the whole
+    trace instead. SystemExit (a training run that was told to stop) and everything unforeseen pass through.
+    """
+    parsed = parse(options, description=sys.modules["__main__"].__doc__)
+    try:
+        main(parsed)
+    except (ValueError, OSError, FloatingPointError) as error:
+        if os.environ.get("LLAMAGEN_TRACEBACK"):
+            raise
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        print(f"error: {error}", file=sys.stderr)
+        print(f"  (from {where.filename}:{where.lineno}; LLAMAGEN_TRACEBACK=1 shows the whole trace)", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -1,0 +1,65 @@
+"""What a run says: the console, log.txt, metrics.jsonl, and Weights & Biases on request. Only rank zero speaks."""
+
+import json
+import os
+from pathlib import Path
+
+from tqdm import tqdm
+
+from engine.checkpoint import write_text
+
+
+class Logger:
+    """Messages and figures of one run. Without a folder (another rank) it is silent."""
+
+    def __init__(self, folder: Path | None, wandb_project: str | None = None, config: dict | None = None):
+        self.folder, self.wandb = folder, None
+        if folder is None:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        self.metrics_path = folder / "metrics.jsonl"
+        self.text = open(folder / "log.txt", "a", buffering=1)
+        if wandb_project:
+            try:
+                import wandb
+            except ImportError as error:
+                raise ValueError("--wandb: the package is not installed; run `pip install wandb`, or use --no-wandb") from error
+            self.wandb = wandb.init(project=wandb_project, name=folder.name, dir=folder, config=config, resume="allow")
+
+    def say(self, message: str) -> None:
+        if self.folder is not None:
+            tqdm.write(message)
+            self.text.write(message + "\n")
+
+    def record(self, step: int, figures: dict[str, float]) -> None:
+        """One line of metrics.jsonl; it is on disk when this returns."""
+        if self.folder is None:
+            return
+        with open(self.metrics_path, "a") as file:
+            file.write(json.dumps({"step": step, **figures}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if self.wandb is not None:
+            self.wandb.log(figures, step=step)
+
+    def rewind(self, step: int) -> None:
+        """Forget the figures after `step`, which a resumed run will write again."""
+        if self.folder is None or not self.metrics_path.exists():
+            return
+        lines = self.metrics_path.read_text().splitlines()
+        kept = [line for line in lines if is_up_to(line, step)]
+        if kept != lines:
+            write_text(self.metrics_path, "".join(line + "\n" for line in kept))
+
+    def close(self) -> None:
+        if self.folder is not None:
+            self.text.close()
+            if self.wandb is not None:
+                self.wandb.finish()
+
+
+def is_up_to(line: str, step: int) -> bool:
+    try:
+        return json.loads(line)["step"] <= step
+    except (json.JSONDecodeError, KeyError):  # a line cut short by a crash
+        return False

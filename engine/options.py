@@ -1,0 +1,78 @@
+"""What every training command can be told, whatever it trains."""
+
+from dataclasses import dataclass
+
+from engine.config import Auto
+
+
+@dataclass
+class OptimOptions:
+    """How the weights are trained."""
+
+    epochs: int = 300
+    """Passes over the data."""
+    max_steps: int | None = None
+    """Stop after this many optimizer steps, whatever --epochs says."""
+    lr: float = 1e-4
+    """Learning rate for the global batch."""
+    lr_schedule: str = "constant"
+    """constant, or cosine (down to --lr-final times --lr at the last step)."""
+    lr_final: float = 0.1
+    """Where the cosine schedule ends, as a share of --lr."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up."""
+    weight_decay: float | Auto = 0.05
+    """Decay of matrices, convolutions and embeddings (gains and biases have none); auto: the published recipe's, which is
+    0.05 for GPTs and 0 for tokenizers."""
+    beta1: float = 0.9
+    beta2: float = 0.95
+    max_grad_norm: float = 1.0
+    """Clip gradients to this global norm (0: never)."""
+    global_batch_size: int = 256
+    """Samples of one optimizer step, over all processes and accumulation steps."""
+    gradient_accumulation_steps: int = 1
+    """Cut each process's share of the batch into this many parts, to save memory."""
+    mixed_precision: str = "auto"
+    """bf16, fp16 or none (float32); auto: bf16 where the device computes in it."""
+    ema: bool = False
+    """Keep a moving average of the weights too (entry "ema" of a checkpoint)."""
+    ema_decay: float = 0.9999
+    compile: bool = False
+    """torch.compile on a GPU (on CPUs it was measured to gain nothing and is skipped with a note)."""
+    global_seed: int = 0
+    """Decides initial weights, order of samples, crops, and dropped conditions."""
+    device: str = "auto"
+    """cuda, mps or cpu; auto takes the first that is there."""
+
+
+@dataclass
+class RunOptions:
+    """Where a run keeps its files, how often it writes them, and when it stops."""
+
+    results_dir: str = "results"
+    """Runs are folders in here, named NNN-MODEL, each with log.txt, metrics.jsonl, previews and checkpoints."""
+    run_name: str | None = None
+    """The run's folder, instead of NNN-MODEL."""
+    cloud_save_path: str | None = None
+    """A second folder for checkpoints, such as a mounted bucket."""
+    local_save: bool = True
+    """Keep checkpoints in the run's own folder; --no-local-save: in --cloud-save-path alone."""
+    resume: bool = False
+    """Go on from the newest whole checkpoint of --run-name (without it: of the newest run of this model), if there is one."""
+    log_every: int = 100
+    """Steps between lines of the log."""
+    ckpt_every: int = 5000
+    """Steps between checkpoints; the last step is always kept."""
+    keep_ckpts: int = 0
+    """Keep the newest so many checkpoints (0: all)."""
+    keep_every: int = 0
+    """With --keep-ckpts: keep those of every so many steps for good, too."""
+    preview_every: int = 1000
+    """Steps between preview pictures (0: none)."""
+    val_every: int = 1000
+    """Steps between validations, where there is held-out data (0: none)."""
+    max_minutes: float | None = None
+    """Stop after so many minutes with everything saved; --resume goes on."""
+    wandb: bool = False
+    """Log to Weights & Biases too."""
+    wandb_project: str = "llamagen"

@@ -1,0 +1,358 @@
+"""THE training loop: it knows processes, precision, accumulation, checkpoints and signals, but no model and no data.
+
+A task says what one step is: an ordered list of phases, each a module with its optimizer and a loss. A GPT has one phase,
+a tokenizer two (generator, then discriminator). All phases of a step see the same batch and may leave things in it for
+the phases after them. A loss returns (loss, figures) and logs nothing.
+"""
+
+import signal
+import time
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from engine.checkpoint import CheckpointFolder, read_file
+from engine.distributed import Context, pick_precision
+from engine.logger import Logger
+from engine.optim import EMA, schedule
+from engine.options import OptimOptions, RunOptions
+from engine.parallel import clip, no_sync, wrap
+
+# Dense bf16 rates without sparsity, in FLOP/s, from the vendor's data sheets; the first name found in the card's counts.
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12, "A10G": 70e12}
+Loss = Callable[[nn.Module, dict, int], tuple[Tensor, dict[str, Tensor]]]
+
+
+@dataclass
+class Phase:
+    """One optimizer's part of a step."""
+
+    name: str  # entry of the checkpoint that holds the weights: "model", "discriminator"
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    loss: Loss  # (module as wrapped for training, micro-batch, step) -> (loss, figures)
+    optimizer_name: str = "optimizer"  # entry of the checkpoint that holds the optimizer's state
+    first_step: int = 0  # the phase is skipped before
+    caller: nn.Module | None = None  # what a step calls, if not `module`: a module around it
+    wrapped: nn.Module = field(init=False)
+
+
+class Task(Protocol):
+    """What is trained. `unit` names what a step counts (pictures, tokens), `units` how many of it a sample is."""
+
+    phases: list[Phase]
+    unit: str
+    units: int
+    flops: float  # of one sample, forward and backward; 0 where unknown
+
+    def meta(self) -> dict: ...
+    def validate(self) -> dict[str, float]: ...
+    def preview(self, path: Path) -> None: ...
+    def after_step(self, step: int) -> str | None: ...  # something that the user must hear, or None
+
+
+class Run:
+    """The folders of one run."""
+
+    def __init__(self, options: RunOptions, model: str, context: Context):
+        self.options = options
+        if not options.local_save and not options.cloud_save_path:
+            raise ValueError("--no-local-save: give --cloud-save-path a folder for the checkpoints")
+        self.name = context.share(self._name(model) if context.is_main else None)
+        self.folder = Path(options.results_dir) / self.name
+        roots = [options.results_dir] * options.local_save + [options.cloud_save_path] * bool(options.cloud_save_path)
+        self.stores = [CheckpointFolder(Path(root) / self.name / "checkpoints", options.keep_ckpts, options.keep_every)
+                       for root in roots]  # fmt: skip
+        if options.run_name and not options.resume and any(store.steps() for store in self.stores):
+            raise ValueError(f"--run-name {self.name}: that run has checkpoints; add --resume to go on, or take another name")
+        context.barrier()
+
+    def _name(self, model: str) -> str:
+        if self.options.run_name:
+            return self.options.run_name
+        roots = [self.options.results_dir, self.options.cloud_save_path]
+        taken = {p.name for root in roots if root for p in Path(root).glob("[0-9][0-9][0-9]-*")}
+        mine = sorted(name for name in taken if name[4:] == model)
+        if self.options.resume and mine:
+            return mine[-1]
+        return f"{max((int(name[:3]) for name in taken), default=-1) + 1:03d}-{model}"
+
+
+class Trainer:
+    """Trains `task` from where its checkpoint stands up to `total` steps.
+
+    batches(start, stop): this rank's batches of steps start to stop - 1, each a dict of tensors whose first axis is the
+    sample. order: what decides which samples a step sees; a resumed run must have the same.
+    """
+
+    def __init__(self, task: Task, optim: OptimOptions, run: Run, context: Context, total: int,
+                 batches: Callable[[int, int], Iterable[dict]], order: dict):  # fmt: skip
+        self.task, self.optim, self.run, self.context = task, optim, run, context
+        self.total, self.batches, self.order = total, batches, order
+        self.accumulate = optim.gradient_accumulation_steps
+        if optim.global_batch_size % (context.world * self.accumulate):
+            raise ValueError(f"--global-batch-size {optim.global_batch_size}: must be a multiple of {context.world} processes "
+                             f"x {self.accumulate} --gradient-accumulation-steps")  # fmt: skip
+        self.dtype = pick_precision(optim.mixed_precision, context.device)
+        self.scaler = torch.amp.GradScaler(context.device.type, enabled=self.dtype == torch.float16)
+        self.ema = EMA(task.phases[0].module, optim.ema_decay) if optim.ema else None
+        self.step, self.stop_signal = 0, 0
+        schedule(optim.lr_schedule, 0, total, optim.warmup_steps, optim.lr_final)  # a wrong name is said before the first step
+        config = {**asdict(optim), **asdict(run.options), **order}
+        self.logger = Logger(run.folder if context.is_main else None,
+                             run.options.wandb_project if run.options.wandb else None, config)  # fmt: skip
+
+    # ---- state
+
+    def payload(self) -> dict:
+        """Everything that a resumed run needs, with the published entries by their published names."""
+        state: dict = {"steps": self.step, "meta": self.task.meta(), "order": self.order, "args": asdict(self.optim)}
+        for phase in self.task.phases:
+            state[phase.name] = phase.module.state_dict()
+            state[phase.optimizer_name] = phase.optimizer.state_dict()
+        if self.ema is not None:
+            state["ema"] = self.ema.state
+        if self.scaler.is_enabled():
+            state["scaler"] = self.scaler.state_dict()
+        return state
+
+    def load(self, path: Path, state: dict, flag: str) -> None:
+        """Continue from `state`, ours or a published training checkpoint."""
+        different = [f"{name} was {value}, is {self.order.get(name)}" for name, value in state.get("order", {}).items()
+                     if self.order.get(name) != value]  # fmt: skip
+        if different:
+            raise ValueError(f"{flag} {path}: cannot go on exactly, since {'; '.join(different)}. Give the same data and flags, "
+                             "or start a new run from these weights with --finetune")  # fmt: skip
+        needed = [name for phase in self.task.phases for name in (phase.name, phase.optimizer_name)]
+        missing = [name for name in (*needed, "steps") if name not in state]
+        if missing:
+            raise ValueError(f"{flag} {path}: has no {', '.join(missing)}; --finetune starts from its weights at step 0")
+        for phase in self.task.phases:
+            phase.module.load_state_dict(state[phase.name])
+            phase.optimizer.load_state_dict(state[phase.optimizer_name])
+        if self.ema is not None:
+            self.ema.load(state.get("ema") or state[self.task.phases[0].name])
+        if "scaler" in state and self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
+        self.step = int(state["steps"])
+
+    def resume(self, checkpoint: str | None, flag: str) -> None:
+        """Go on where this run stopped, if --resume asks and it was ever saved; else from `checkpoint`, if one is given."""
+        if self.run.options.resume:
+            found = self.run.stores[0].newest(self.logger.say)
+            if found is not None:
+                self.load(*found, "--resume")
+        elif checkpoint:
+            self.load(Path(checkpoint), read_file(checkpoint, flag), flag)
+        if self.step:
+            self.logger.rewind(self.step)
+            self.logger.say(f"resumed at step {self.step} of {self.total}")
+
+    def save(self) -> None:
+        if self.context.is_main:
+            payload = self.payload()
+            for store in self.run.stores:
+                self.logger.say(f"saved {store.save(self.step, payload)}")
+        self.context.barrier()
+
+    # ---- the loop
+
+    def fit(self) -> None:
+        """Train to the last step, to --max-minutes, or to a signal; leaves a checkpoint of where it ended."""
+        context, task, options = self.context, self.task, self.run.options
+        for phase in task.phases:
+            if self.optim.compile and context.device.type == "cuda":
+                phase.module.compile()
+            phase.wrapped = wrap(phase.caller or phase.module, context)
+            phase.wrapped.train()
+        if self.optim.compile and context.device.type != "cuda":
+            self.logger.say(f"--compile: skipped on {context.device.type}, where it gains nothing")
+        parameters = sum(p.numel() for p in task.phases[0].module.parameters())
+        self.logger.say(f"{self.run.folder}: {parameters / 1e6:.1f}M parameters, {context.world} process(es) on {context.device}, "
+                        f"{str(self.dtype).removeprefix('torch.')}, {self.total - self.step} steps to go")  # fmt: skip
+        previous = self.catch_signals()
+        began, saved_at, why = time.monotonic(), self.step, ""
+        window = Window(self.step)
+        bar = tqdm(total=self.total, initial=self.step, unit="step", disable=None if context.is_main else True)
+        try:
+            for batch in self.batches(self.step, self.total):
+                window.add(self.train_step(batch))
+                self.step += 1
+                bar.update()
+                if message := task.after_step(self.step):
+                    self.logger.say(message)
+                if self.step % options.log_every == 0 or self.step == self.total:
+                    self.log(window, bar)
+                    window = Window(self.step)
+                if self.due(options.val_every):
+                    self.validate()
+                if self.due(options.preview_every):
+                    self.preview()
+                if self.step % options.ckpt_every == 0 or self.step == self.total:
+                    self.save()
+                    saved_at = self.step
+                late = options.max_minutes is not None and time.monotonic() - began > 60 * options.max_minutes
+                if context.any(bool(late or self.stop_signal)):
+                    why = "signal" if context.any(bool(self.stop_signal)) else "--max-minutes"
+                    break
+            if saved_at != self.step:
+                self.save()
+        finally:
+            bar.close()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        if why:
+            self.logger.say(f"stopped at step {self.step} of {self.total} ({why}); everything is saved, --resume goes on")
+        self.logger.close()
+        if why == "signal":
+            raise SystemExit(128 + (self.stop_signal or signal.SIGTERM))
+
+    def train_step(self, batch: dict) -> dict[str, Tensor]:
+        """One optimizer step of every phase; the step's figures, means over its micro-batches."""
+        # Dropout is a function of (seed, step, rank), so that a resumed run draws what the uninterrupted one would have.
+        torch.manual_seed(((self.optim.global_seed * 1_000_003 + self.step) * 65_537 + self.context.rank) % 2**63)
+        batch = {k: v.to(self.context.device, non_blocking=True) for k, v in batch.items()}
+        parts = [dict(zip(batch, values)) for values in zip(*(v.chunk(self.accumulate) for v in batch.values()))]
+        figures: dict[str, Tensor] = {}
+        factor = schedule(self.optim.lr_schedule, self.step, self.total, self.optim.warmup_steps, self.optim.lr_final)
+        for phase in self.task.phases:
+            if self.step < phase.first_step:
+                continue
+            for part in parts:
+                with nullcontext() if part is parts[-1] else no_sync(phase.wrapped):
+                    with torch.autocast(self.context.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                        loss, parts_of_loss = phase.loss(phase.wrapped, part, self.step)
+                    self.scaler.scale(loss / self.accumulate).backward()
+                total = "loss" if phase is self.task.phases[0] else f"{phase.name}_loss"
+                for name, value in {**parts_of_loss, total: loss.detach()}.items():
+                    figures[name] = figures.get(name, 0.0) + value / self.accumulate
+            figures[f"{phase.name}_grad_norm"] = self.apply(phase, factor, batch)
+        self.scaler.update()
+        if self.ema is not None:
+            self.ema.update(self.task.phases[0].module)
+        return figures
+
+    def apply(self, phase: Phase, factor: float, batch: dict) -> Tensor:
+        """Clip and step the optimizer; the gradient norm before. A loss that is not finite ends the run unapplied."""
+        for group in phase.optimizer.param_groups:
+            group["lr"] = self.optim.lr * factor
+        self.scaler.unscale_(phase.optimizer)
+        norm = clip(phase.module.parameters(), self.optim.max_grad_norm)
+        if not self.scaler.is_enabled() and not bool(norm.isfinite()):
+            samples = batch["index"].tolist() if "index" in batch else "unknown"
+            raise FloatingPointError(f"step {self.step}: the gradient of {phase.name} is not finite; its weights are those of the "
+                                     f"step before. Samples of this rank: {samples}")  # fmt: skip
+        self.scaler.step(phase.optimizer)  # with fp16 it skips steps whose gradients overflowed
+        phase.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    # ---- beside the loop
+
+    def due(self, every: int) -> bool:
+        return every > 0 and (self.step % every == 0 or self.step == self.total)
+
+    def log(self, window: "Window", bar: tqdm) -> None:
+        task, context = self.task, self.context
+        figures = context.mean(window.means())
+        rate = (self.step - window.first_step) * self.optim.global_batch_size / window.seconds()
+        figures |= {f"{task.unit}_per_s": rate * task.units, "lr": task.phases[0].optimizer.param_groups[0]["lr"]}
+        peak = peak_flops(context.device)
+        if task.flops and peak:
+            figures["mfu"] = rate * task.flops / (peak * context.world)
+        self.logger.record(self.step, figures)
+        left = timedelta(seconds=int((self.total - self.step) * self.optim.global_batch_size / rate))
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        bar.set_postfix_str(f"loss {figures['loss']:.3f}", refresh=False)
+        self.logger.say(f"step {self.step}/{self.total}  {shown}  {left} left")
+
+    def averaged(self):
+        """A context in which the first phase's module holds the moving average, where there is one."""
+        return swapped(self.task.phases[0].module, self.ema.state) if self.ema is not None else nullcontext()
+
+    def validate(self) -> None:
+        with evaluating(self.task.phases[0].module), self.averaged():
+            figures = self.context.mean(self.task.validate())
+        if figures:
+            self.logger.record(self.step, figures)
+            self.logger.say(f"step {self.step}/{self.total}  " + "  ".join(f"{k} {v:.4g}" for k, v in figures.items()))
+
+    def preview(self) -> None:
+        if self.context.is_main:
+            with evaluating(self.task.phases[0].module), self.averaged():
+                self.task.preview(self.run.folder / "previews" / f"{self.step:07d}.png")
+        self.context.barrier()
+
+    def catch_signals(self) -> dict:
+        """Ctrl-C and SIGTERM end the run after the step in hand; the handlers that were there before."""
+
+        def note(number, frame):
+            self.stop_signal = number
+
+        try:
+            return {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread: whoever owns it handles signals
+            return {}
+
+
+class Window:
+    """Sums of the figures between two log lines; they stay on the device until they are read."""
+
+    def __init__(self, first_step: int):
+        self.first_step, self.began = first_step, time.monotonic()
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, figures: dict[str, Tensor]) -> None:
+        for name, value in figures.items():
+            self.sums[name] = self.sums.get(name, 0.0) + torch.as_tensor(value).detach()
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def means(self) -> dict[str, float]:
+        return {name: float(total) / self.counts[name] for name, total in self.sums.items()}
+
+    def seconds(self) -> float:
+        return max(time.monotonic() - self.began, 1e-9)
+
+
+class evaluating:
+    """A module in eval mode without gradients, for the length of a `with`."""
+
+    def __init__(self, module: nn.Module):
+        self.module, self.grad = module, torch.no_grad()
+
+    def __enter__(self):
+        self.module.eval()
+        self.grad.__enter__()
+
+    def __exit__(self, *error):
+        self.grad.__exit__(*error)
+        self.module.train()
+
+
+class swapped:
+    """A module with other weights, for the length of a `with`."""
+
+    def __init__(self, module: nn.Module, state: dict[str, Tensor]):
+        self.module, self.state = module, state
+
+    def __enter__(self):
+        self.own = {name: value.clone() for name, value in self.module.state_dict().items()}
+        self.module.load_state_dict(self.state)
+
+    def __exit__(self, *error):
+        self.module.load_state_dict(self.own)
+
+
+def peak_flops(device: torch.device) -> float:
+    """The card's dense bf16 rate in FLOP/s, 0 if unknown."""
+    if device.type != "cuda":
+        return 0.0
+    name = torch.cuda.get_device_name(device)
+    return next((rate for card, rate in PEAK_FLOPS.items() if card in name), 0.0)

@@ -1,0 +1,82 @@
+"""A tokenizer from options and weight files, with all that the file says about it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from engine.checkpoint import Weights, checksum, load_strict, read_weights
+from tokenizer.tokenizer_image.vq_model import VQ_CONFIGS, VQConfig, VQModel
+from tokenizer.tokenizer_image.vq_options import TokenizerOptions
+
+
+@dataclass
+class Tokenizer:
+    """A model and its papers."""
+
+    model: VQModel
+    name: str
+    image_size: int | None = None  # it was trained on; None for published weights
+    class_names: list[str] | None = None
+
+    @cached_property
+    def checksum(self) -> str:
+        """Of the weights in use, without the usage statistics that training keeps beside them."""
+        return checksum({k: v for k, v in self.model.state_dict().items() if k != "quantize.codebook_used"})
+
+
+def config_for(options: TokenizerOptions, weights: Weights | None = None, **overrides) -> tuple[str, VQConfig]:
+    """The preset's name and configuration; the file's own where it has one. A contradiction is a ValueError."""
+    meta = weights.meta if weights is not None else {}
+    if meta and meta.get("kind") != "tokenizer":
+        raise ValueError(f"--vq-ckpt {options.vq_ckpt}: holds a {meta.get('kind')}, not a tokenizer")
+    name = options.vq_model
+    if name == "auto":
+        name = meta.get("model", "VQ-16")
+    if name not in VQ_CONFIGS:
+        raise ValueError(f"--vq-model {name}: unknown; choose auto or one of {', '.join(VQ_CONFIGS)}")
+    if meta and name != meta["model"]:
+        raise ValueError(f"--vq-model {name}: {options.vq_ckpt} holds {meta['model']}; give that name or leave the flag out")
+    fields = {**VQ_CONFIGS[name], **meta.get("config", {})}
+    if weights is not None and not meta and "quantize.embedding.weight" in weights.state:
+        fields["codebook_size"], fields["codebook_embed_dim"] = weights.state["quantize.embedding.weight"].shape
+    for field in ("codebook_size", "codebook_embed_dim"):
+        given = getattr(options, field)
+        if given != "auto" and weights is not None and given != fields.get(field, given):
+            raise ValueError(f"--{field.replace('_', '-')} {given}: {options.vq_ckpt} has {fields[field]}; leave the flag out")
+        if given != "auto":
+            fields[field] = given
+    return name, VQConfig(**{**fields, **overrides})
+
+
+def load_tokenizer(
+    options: TokenizerOptions,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    prefer: Sequence[str] = (),
+) -> Tokenizer:
+    """The tokenizer in eval mode on `device`, in `dtype`, channels-last. `prefer`: entries to take first, such as "ema"."""
+    if options.vq_ckpt is None:
+        raise ValueError("--vq-ckpt: give the tokenizer's weights; `python3 scripts/download.py vq_ds16_c2i.pt` fetches the "
+                         "published ones into pretrained_models/")  # fmt: skip
+    weights = read_weights(options.vq_ckpt, prefer, "--vq-ckpt")
+    name, config = config_for(options, weights)
+    with torch.device("meta"):
+        model = VQModel(config)
+    load_strict(model, weights, "--vq-ckpt", f"Is it a {name}? Choose another --vq-model")
+    model = model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    for part in (model.encoder, model.decoder, model.quant_conv, model.post_quant_conv):  # the codebook stays float32
+        part.to(dtype)
+    return Tokenizer(model, name, weights.meta.get("image_size"), weights.meta.get("class_names"))
+
+
+def refuse_other_codes(tokenizer: Tokenizer, store, path: str) -> None:
+    """ValueError where `store` (of dataset.codes, at `path`) is known to hold the codes of another tokenizer."""
+    known = (store.tokenizer or {}).get("checksum")
+    if known not in (None, tokenizer.checksum):
+        raise ValueError(f"--vq-ckpt: is another tokenizer than the one that made {path} ({store.tokenizer['name']}, checksum "
+                         f"{known}); this is {tokenizer.name}, checksum {tokenizer.checksum}")  # fmt: skip
+    codes = tokenizer.model.config.codebook_size
+    if store.vocab_size not in (None, codes):
+        raise ValueError(f"--vq-ckpt: has {codes} codes, {path} was made with {store.vocab_size}")
