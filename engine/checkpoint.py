@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -92,17 +93,22 @@ def read_file(path: str | Path, flag: str = "checkpoint") -> dict:
                 return {"model": {name: file.get_tensor(name) for name in file.keys()}, "meta": meta}  # noqa: SIM118
         # Published training checkpoints carry their flags as an argparse.Namespace.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            data = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        if "weights_only" in str(error) or "Unsupported" in str(error):
-            raise ValueError(f"{flag} {path}: holds objects that are not weights, which is not safe to load: {error}") from error
-        raise ValueError(f"{flag} {path}: truncated or not a weight file ({error}); fetch it again") from error
+        # torch's text ends with its reason and wraps it in advice to load the file unsafely, which is left out.
+        reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0].partition(". Please")[0]
+        if re.search("GLOBAL|reduce|build|class", reason):
+            raise ValueError(f"{flag} {path}: holds objects that are not weights, which is not safe to load: {reason}") from error
+        raise ValueError(f"{flag} {path}: truncated or not a weight file ({reason}); fetch it again") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise ValueError(f"{flag} {path}: truncated or not a weight file ({error}); fetch it again") from error
     except Exception as error:
         if type(error).__name__ != "SafetensorError":
             raise
         raise ValueError(f"{flag} {path}: truncated or not a weight file ({error}); fetch it again") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{flag} {path}: no weights in it, but a {type(data).__name__}; expected a dict of tensors")
+    return data
 
 
 def read_weights(path: str | Path, prefer: Sequence[str] = (), flag: str = "checkpoint") -> Weights:

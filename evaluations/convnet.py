@@ -1,4 +1,4 @@
-"""A small residual classifier for pictures of 32 to 64 pixels: it scores samples and measures distances between pictures.
+"""A small residual classifier for pictures of 32 to 64 pixels, to score samples and to measure distances by.
 
 Pre-activation residual blocks (He et al. 2016). Pictures are float [B, 3, S, S] in [-1, 1].
 """
@@ -47,7 +47,8 @@ class ConvNet(nn.Module):
         self.stem = nn.Conv2d(3, config.width, 3, stride=max(1, config.image_size // 32), padding=1, bias=False)
         self.stages = nn.ModuleList()
         for i, (in_width, out_width) in enumerate(zip([config.width, *widths], widths)):
-            self.stages.append(nn.Sequential(Block(in_width, out_width, 1 if i == 0 else 2), Block(out_width, out_width, 1)))
+            stride = 1 if i == 0 else 2
+            self.stages.append(nn.Sequential(Block(in_width, out_width, stride), Block(out_width, out_width, 1)))
         self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in widths)
         self.head = nn.Linear(widths[-1], config.num_classes)
 

@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import torch
-from golden.fill import fill
 from torch import nn
+
+from golden.fill import fill
 
 ROOT = Path(__file__).resolve().parents[1]
 

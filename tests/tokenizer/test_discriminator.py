@@ -13,8 +13,9 @@ NAMES = json.loads((Path(__file__).parents[1] / "golden" / "parameter_names.json
 
 
 @pytest.mark.parametrize(
-    "published, disc_type, size", [("PatchGAN", "patchgan", 256), ("StyleGAN-256", "stylegan", 256), ("StyleGAN-512", "stylegan", 512)]
-)  # fmt: skip
+    "published, disc_type, size",
+    [("PatchGAN", "patchgan", 256), ("StyleGAN-256", "stylegan", 256), ("StyleGAN-512", "stylegan", 512)],
+)
 def test_published_names_and_shapes(published, disc_type, size):
     with torch.device("meta"):
         model = build_discriminator(disc_type, size)

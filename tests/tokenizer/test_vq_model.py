@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from golden.fill import fill, integers, uniform
 
+from golden.fill import fill, integers, uniform
 from tokenizer.tokenizer_image.vq_model import USAGE_WINDOW, VQ_CONFIGS, VQ_models, VQModel
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -35,7 +35,7 @@ def published(name: str) -> VQModel:
 
 def tiny(**overrides) -> VQModel:
     torch.manual_seed(0)
-    small = dict(channels=32, channel_multipliers=(1, 1), num_res_blocks=1, z_channels=32, codebook_size=16)
+    small = {"channel_multipliers": (1, 1), "num_res_blocks": 1, "z_channels": 32, "codebook_size": 16}
     return VQ_models["VQ-4-tiny"](**{**small, **overrides})
 
 
@@ -166,15 +166,15 @@ def test_usage_is_kept_in_training_only():
 
 
 def test_quantisation_is_float32_whatever_the_precision_around_it():
-    model = tiny()
-    latent = torch.randn(2, 8, 4, 4).bfloat16()
+    model = tiny(codebook_size=1024)
+    latent = torch.randn(2, 8, 16, 16).bfloat16()  # many rows and codes: rounded distances would choose others
     exact = model.quantize(latent.float())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         quant, losses, (_, _, codes) = model.quantize(latent)
+        assert torch.equal(model.quantize.codes(latent), codes)
         assert model(pictures())[0].dtype == torch.bfloat16
     assert torch.equal(codes, exact[2][2]) and torch.equal(quant, exact[0]) and quant.dtype == torch.float32
     assert losses.codebook == exact[1].codebook
-    assert torch.equal(model.quantize.codes(latent), codes)
     model.bfloat16()
     quant, losses, _ = model.encode(pictures().bfloat16())
     assert quant.dtype == losses.codebook.dtype == torch.float32

@@ -101,7 +101,7 @@ class StyleGANDiscriminator(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-2:] != (self.image_size, self.image_size):
             raise ValueError(
-                f"a picture of {x.shape[-2]}x{x.shape[-1]}: this discriminator was made for --image-size {self.image_size}"
+                f"a picture of {x.shape[-2]}x{x.shape[-1]}: this discriminator takes --image-size {self.image_size}"
             )
         for block in self.blocks:
             x = block(x)

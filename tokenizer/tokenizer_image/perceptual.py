@@ -1,8 +1,8 @@
 """How different two pictures look: the distance between the features that a frozen network sees in them.
 
 Zhang et al. 2018 (LPIPS), eq. 1: normalise each position's channels to length one, square the difference, weight the
-channels, average over positions, add up over layers. The network is VGG16 with LPIPS's trained weights, or any classifier
-of evaluations/convnet.py with equal weights (for pictures that are too small for VGG, or where VGG cannot be had).
+channels, average over positions, add up over layers. The network is VGG16 with LPIPS's trained weights, or any
+classifier of evaluations/convnet.py with equal weights (for small pictures, or where VGG's weights cannot be had).
 """
 
 import os

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 
@@ -17,13 +16,9 @@ class Tokenizer:
 
     model: VQModel
     name: str
+    checksum: str  # of the weights as the file holds them, without the usage statistics that training keeps beside them
     image_size: int | None = None  # it was trained on; None for published weights
     class_names: list[str] | None = None
-
-    @cached_property
-    def checksum(self) -> str:
-        """Of the weights in use, without the usage statistics that training keeps beside them."""
-        return checksum({k: v for k, v in self.model.state_dict().items() if k != "quantize.codebook_used"})
 
 
 def config_for(options: TokenizerOptions, weights: Weights | None = None, **overrides) -> tuple[str, VQConfig]:
@@ -68,7 +63,8 @@ def load_tokenizer(
     model = model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     for part in (model.encoder, model.decoder, model.quant_conv, model.post_quant_conv):  # the codebook stays float32
         part.to(dtype)
-    return Tokenizer(model, name, weights.meta.get("image_size"), weights.meta.get("class_names"))
+    identity = checksum({k: v for k, v in weights.state.items() if k != "quantize.codebook_used"})
+    return Tokenizer(model, name, identity, weights.meta.get("image_size"), weights.meta.get("class_names"))
 
 
 def refuse_other_codes(tokenizer: Tokenizer, store, path: str) -> None:

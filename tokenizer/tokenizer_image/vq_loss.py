@@ -61,7 +61,7 @@ class GeneratorLoss:
     """The loss of encoder, quantiser and decoder."""
 
     def __init__(self, config: LossConfig, perceptual: nn.Module | None = None):
-        """`perceptual`: (pictures, pictures) -> distances [B]; see perceptual.build_perceptual. None: that term is left out."""
+        """`perceptual`: (pictures, pictures) -> distances [B], by perceptual.build_perceptual; None: no such term."""
         self.config = config
         self.perceptual = perceptual
 

@@ -190,7 +190,7 @@ class Decoder(nn.Module):
 
 
 class VectorQuantizer(nn.Module):
-    """Replaces each latent vector by the nearest of K codes. Always computed in float32: rounding would change codes."""
+    """Replaces each latent vector by the nearest of K codes, always in float32: rounding would change codes."""
 
     codebook_used: Tensor
 
@@ -201,7 +201,7 @@ class VectorQuantizer(nn.Module):
         nn.init.uniform_(self.embedding.weight, -1 / config.codebook_size, 1 / config.codebook_size)
         if config.codebook_l2_norm:
             self.embedding.weight.data = F.normalize(self.embedding.weight.data, dim=-1)
-        # Integers, unlike the published float buffer (which loads all the same): these survive a cast to bf16 and an EMA.
+        # Integers, unlike the published floats (which load all the same): they survive a cast to bf16 and an EMA.
         self.register_buffer("codebook_used", torch.zeros(USAGE_WINDOW, dtype=torch.int32))
 
     def codebook(self) -> Tensor:
@@ -324,12 +324,12 @@ class VQModel(nn.Module):
 
 # VQ-N turns N x N pixels into a code. The small ones, for pictures of 32 (VQ-4) and 64 (VQ-8) pixels, are ours.
 VQ_CONFIGS: dict[str, dict] = {
-    "VQ-16": dict(channel_multipliers=(1, 1, 2, 2, 4)),
-    "VQ-8": dict(channel_multipliers=(1, 2, 2, 4)),
-    "VQ-4-tiny": dict(channels=32, channel_multipliers=(1, 2, 2), z_channels=64, codebook_size=256),
-    "VQ-8-tiny": dict(channels=32, channel_multipliers=(1, 2, 2, 4), z_channels=64, codebook_size=512),
-    "VQ-4-small": dict(channels=64, channel_multipliers=(1, 1, 1), z_channels=128, codebook_size=1024),
-    "VQ-8-small": dict(channels=64, channel_multipliers=(1, 1, 2, 2), z_channels=128, codebook_size=1024),
+    "VQ-16": {"channel_multipliers": (1, 1, 2, 2, 4)},
+    "VQ-8": {"channel_multipliers": (1, 2, 2, 4)},
+    "VQ-4-tiny": {"channels": 32, "channel_multipliers": (1, 2, 2), "z_channels": 64, "codebook_size": 256},
+    "VQ-8-tiny": {"channels": 32, "channel_multipliers": (1, 2, 2, 4), "z_channels": 64, "codebook_size": 512},
+    "VQ-4-small": {"channels": 64, "channel_multipliers": (1, 1, 1), "z_channels": 128, "codebook_size": 1024},
+    "VQ-8-small": {"channels": 64, "channel_multipliers": (1, 1, 2, 2), "z_channels": 128, "codebook_size": 1024},
 }
 
 

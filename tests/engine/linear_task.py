@@ -1,0 +1,115 @@
+"""A tiny task for the trainer's tests: regression by one hidden layer, as a script with flags.
+
+    python3 tests/engine/linear_task.py --results-dir DIR --run-name NAME --max-steps 12 --die-at 7
+"""
+
+import os
+import signal
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from dataset.order import Order, RankBatches
+from engine.config import parse
+from engine.distributed import Context, leave, setup
+from engine.optim import adamw
+from engine.options import OptimOptions, RunOptions
+from engine.trainer import Phase, Run, Trainer
+
+
+@dataclass
+class Extra:
+    dropout: float = 0.0
+    count: int = 40
+    """Samples: with a batch of 8, five steps are an epoch."""
+    spoil_at: int = -1
+    """The loss of this step is not a number."""
+    kill_at: int = -1
+    """Send this process SIGTERM in this step."""
+
+
+@dataclass
+class LinearOptions:
+    optim: OptimOptions = field(default_factory=lambda: OptimOptions(lr=1e-2, global_batch_size=8, mixed_precision="none",
+                                                                     device="cpu", max_steps=12))  # fmt: skip
+    run: RunOptions = field(default_factory=lambda: RunOptions(log_every=1, ckpt_every=1000))
+    extra: Extra = field(default_factory=Extra)
+
+
+class Lines(Dataset):
+    """x float32 [4], y float32 [1] of a fixed linear law with noise."""
+
+    def __init__(self, count: int):
+        generator = np.random.default_rng(0)
+        self.x = generator.standard_normal((count, 4)).astype(np.float32)
+        self.y = (self.x.sum(1, keepdims=True) + 0.1 * generator.standard_normal((count, 1))).astype(np.float32)
+
+    def __getitem__(self, key):
+        _, sample = key
+        return {"x": torch.from_numpy(self.x[sample]), "y": torch.from_numpy(self.y[sample]), "index": torch.tensor(sample)}
+
+    def __len__(self):
+        return len(self.x)
+
+
+class LinearTask:
+    unit, units, flops = "lines", 1, 0.0
+
+    def __init__(self, extra: Extra, optim: OptimOptions):
+        torch.manual_seed(optim.global_seed)
+        self.extra = extra
+        self.model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Dropout(extra.dropout), nn.Linear(8, 1))
+        optimizer = adamw(self.model, optim.lr, (optim.beta1, optim.beta2), 0.05)
+        self.phases = [Phase("model", self.model, optimizer, self.loss)]
+        self.seen: list[list[int]] = []
+
+    def meta(self) -> dict:
+        return {"format": 1, "kind": "linear"}
+
+    def loss(self, module: nn.Module, batch: dict, step: int):
+        self.seen.append(batch["index"].tolist())
+        if step == self.extra.kill_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        error = module(batch["x"]) - batch["y"]
+        scale = float("nan") if step == self.extra.spoil_at else 1.0
+        return scale * error.square().mean(), {"abs_error": error.detach().abs().mean()}
+
+    def validate(self) -> dict:
+        return {}
+
+    def preview(self, path: Path) -> None:
+        pass
+
+    def after_step(self, step: int) -> None:
+        return None
+
+
+def build(options: LinearOptions, context: Context | None = None) -> Trainer:
+    context = context or Context(0, 1, torch.device("cpu"))
+    optim = options.optim
+    data = Lines(options.extra.count)
+    order = Order(len(data), optim.global_batch_size, optim.global_seed)
+    what = {"samples": len(data), "global_batch_size": optim.global_batch_size, "global_seed": optim.global_seed}
+
+    def batches(start: int, stop: int) -> DataLoader:
+        return DataLoader(data, batch_sampler=RankBatches(order, context.rank, context.world, start, stop))
+
+    return Trainer(LinearTask(options.extra, optim), optim, Run(options.run, "LINE", context), context, optim.max_steps, batches, what)
+
+
+def train(options: LinearOptions, context: Context | None = None, checkpoint: str | None = None) -> Trainer:
+    trainer = build(options, context)
+    trainer.resume(checkpoint, "--ckpt")
+    trainer.fit()
+    return trainer
+
+
+if __name__ == "__main__":
+    chosen = parse(LinearOptions, sys.argv[1:])
+    train(chosen, setup(chosen.optim.device))
+    leave()

@@ -1,0 +1,203 @@
+"""The training loop, by a tiny task: what stops it costs nothing, and how it is spread changes nothing."""
+
+import json
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from linear_task import LinearOptions, build, train
+from support import run_script
+
+from engine.distributed import Context
+from engine.options import RunOptions
+from engine.trainer import Run
+
+SCRIPT = Path(__file__).with_name("linear_task.py")
+ALONE = Context(0, 1, torch.device("cpu"))
+
+
+def options(folder: Path, **changed) -> LinearOptions:
+    """The test's defaults in `folder`; `changed` are fields of any of its parts."""
+    base = LinearOptions()
+    changed = {"results_dir": str(folder), "run_name": "run", **changed}
+    parts = {name: getattr(base, name) for name in ("optim", "run", "extra")}
+    for field, value in changed.items():
+        owner = next(name for name, part in parts.items() if hasattr(part, field))
+        parts[owner] = replace(parts[owner], **{field: value})
+    return LinearOptions(**parts)
+
+
+def last(folder: Path, run: str = "run") -> dict:
+    """The newest checkpoint of a run."""
+    return torch.load(max((folder / run / "checkpoints").glob("*.pt")), weights_only=True)
+
+
+def same(first: dict, second: dict) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def close(first: dict, second: dict, tolerance: float = 1e-6) -> None:
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], atol=tolerance, rtol=0)
+
+
+def losses(folder: Path, run: str = "run") -> dict[int, float]:
+    lines = map(json.loads, (folder / run / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line["loss"] for line in lines}
+
+
+def test_training_learns(tmp_path):
+    train(options(tmp_path, max_steps=100))
+    found = losses(tmp_path)
+    assert list(found) == list(range(1, 101)) and found[100] < 0.3 * found[1]
+
+
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path):
+    """With dropout and a moving average; step 7 of 5 an epoch is in the middle of the second one."""
+    changed = dict(dropout=0.5, ema=True, ema_decay=0.9, lr_schedule="cosine", warmup_steps=3)
+    whole = train(options(tmp_path / "whole", **changed))
+    train(options(tmp_path / "cut", **changed, ckpt_every=7))
+    newest = tmp_path / "cut/run/checkpoints/0000012.pt"
+    newest.unlink()
+    resumed = train(options(tmp_path / "cut", **changed, resume=True))
+    assert resumed.task.seen == whole.task.seen[7:]
+    one, other = last(tmp_path / "whole"), last(tmp_path / "cut")
+    assert one["steps"] == other["steps"] == 12
+    assert same(one["model"], other["model"]) and same(one["ema"], other["ema"])
+    for number, state in one["optimizer"]["state"].items():
+        assert same(state, other["optimizer"]["state"][number])
+    assert losses(tmp_path / "whole") == losses(tmp_path / "cut"), "no step is missing, none stands there twice"
+    assert not same(one["model"], one["ema"])
+
+
+def test_two_ranks_equal_one_process_and_either_resumes_the_other(tmp_path):
+    train(options(tmp_path / "one"))
+    flags = ["--results-dir", tmp_path / "two", "--run-name", "run", "--ckpt-every", "7"]
+    run_script(SCRIPT, *flags, ranks=2)
+    expected = last(tmp_path / "one")["model"]
+    close(last(tmp_path / "two")["model"], expected)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+    (tmp_path / "two/run/checkpoints/0000012.pt").unlink()
+    resumed = train(options(tmp_path / "two", resume=True))
+    assert len(resumed.task.seen) == 5
+    close(last(tmp_path / "two")["model"], expected)
+
+
+def test_accumulation_changes_nothing(tmp_path):
+    train(options(tmp_path / "whole"))
+    parts = train(options(tmp_path / "parts", gradient_accumulation_steps=4))
+    assert {len(part) for part in parts.task.seen} == {2}
+    close(last(tmp_path / "parts")["model"], last(tmp_path / "whole")["model"])
+    assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
+
+
+def test_a_batch_that_cannot_be_divided_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="--global-batch-size 8: .*1 processes x 3 --gradient-accumulation-steps"):
+        build(options(tmp_path, gradient_accumulation_steps=3))
+
+
+def test_a_loss_that_is_no_number_stops_before_it_hurts_the_weights(tmp_path):
+    trainer = build(options(tmp_path / "bad", spoil_at=6))
+    with pytest.raises(FloatingPointError, match=r"step 6: .*weights are those of the step before. Samples of this rank: \["):
+        trainer.fit()
+    train(options(tmp_path / "good", max_steps=6))
+    assert same(trainer.task.model.state_dict(), last(tmp_path / "good")["model"])
+
+
+def test_sigterm_saves_exits_and_the_run_goes_on(tmp_path):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    train(options(tmp_path / "whole", dropout=0.3))
+    flags = ["--results-dir", tmp_path / "cut", "--run-name", "run", "--dropout", "0.3"]
+    done = run_script(SCRIPT, *flags, "--kill-at", "6", code=143)
+    assert "stopped at step 7 of 12 (signal); everything is saved" in done.stdout + done.stderr
+    assert last(tmp_path / "cut")["steps"] == 7
+    train(options(tmp_path / "cut", dropout=0.3, resume=True))
+    assert same(last(tmp_path / "cut")["model"], last(tmp_path / "whole")["model"])
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before, "handlers are given back"
+
+
+def test_sigterm_to_one_rank_stops_all(tmp_path):
+    script = tmp_path / "one_rank.py"
+    source = SCRIPT.read_text().replace("if step == self.extra.kill_at:", 'if step == 6 and os.environ["RANK"] == "1":')
+    script.write_text(source)
+    run_script(script, "--results-dir", tmp_path, "--run-name", "run", ranks=2, code=None)
+    assert last(tmp_path)["steps"] == 7
+
+
+@pytest.mark.parametrize("minutes, steps", [(0.0, 1), (None, 12), (60, 12)])
+def test_max_minutes_stops_with_everything_saved(minutes, steps, tmp_path):
+    train(options(tmp_path, max_minutes=minutes))
+    assert last(tmp_path)["steps"] == steps
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        (dict(count=48), "samples was 40, is 48"),
+        (dict(global_batch_size=4), "global_batch_size was 8, is 4"),
+        (dict(global_seed=1), "global_seed was 0, is 1"),
+    ],
+)
+def test_going_on_with_another_order_is_refused(changed, message, tmp_path):
+    train(options(tmp_path, max_steps=3))
+    with pytest.raises(ValueError, match=f"cannot go on exactly, since {message}.*--finetune"):
+        train(options(tmp_path, resume=True, **changed))
+
+
+def test_a_checkpoint_is_given_by_file_too_and_must_hold_an_optimizer(tmp_path):
+    train(options(tmp_path / "first", max_steps=3))
+    path = tmp_path / "first/run/checkpoints/0000003.pt"
+    assert len(train(options(tmp_path / "second"), checkpoint=str(path)).task.seen) == 9
+    torch.save({"model": last(tmp_path / "first")["model"]}, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match="--ckpt .*weights.pt: has no optimizer, steps; --finetune"):
+        train(options(tmp_path / "third"), checkpoint=str(tmp_path / "weights.pt"))
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, capsys):
+    train(options(tmp_path / "whole"))
+    train(options(tmp_path / "cut", ckpt_every=5))
+    path = tmp_path / "cut/run/checkpoints/0000012.pt"
+    path.write_bytes(path.read_bytes()[:900])
+    assert len(train(options(tmp_path / "cut", resume=True)).task.seen) == 2
+    said = (tmp_path / "cut/run/log.txt").read_text()
+    assert "0000012.pt: truncated" in said and "resumed at step 10 of 12" in said
+    assert same(last(tmp_path / "cut")["model"], last(tmp_path / "whole")["model"])
+
+
+def test_resume_without_a_checkpoint_starts_and_a_finished_run_stays_as_it_is(tmp_path):
+    assert len(train(options(tmp_path, resume=True)).task.seen) == 12
+    before = last(tmp_path)["model"]
+    assert train(options(tmp_path, resume=True)).task.seen == []
+    assert same(last(tmp_path)["model"], before)
+
+
+def test_checkpoints_go_to_both_places_or_to_the_second_alone(tmp_path):
+    train(options(tmp_path / "local", cloud_save_path=str(tmp_path / "cloud"), max_steps=1))
+    assert same(last(tmp_path / "local")["model"], last(tmp_path / "cloud")["model"])
+    train(options(tmp_path / "none", cloud_save_path=str(tmp_path / "alone"), local_save=False, max_steps=1))
+    assert last(tmp_path / "alone")["steps"] == 1 and not (tmp_path / "none/run/checkpoints").exists()
+    with pytest.raises(ValueError, match="--no-local-save: give --cloud-save-path"):
+        Run(RunOptions(local_save=False), "LINE", ALONE)
+
+
+def test_runs_are_numbered_and_resumed_by_their_model(tmp_path):
+    def name(model: str, **changed) -> str:
+        run = Run(RunOptions(results_dir=str(tmp_path), **changed), model, ALONE)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        return run.name
+
+    assert [name("A"), name("A"), name("B"), name("A", run_name="mine")] == ["000-A", "001-A", "002-B", "mine"]
+    assert [name("A", resume=True), name("B", resume=True), name("C", resume=True)] == ["001-A", "002-B", "003-C"]
+
+
+def test_a_named_run_is_not_overwritten(tmp_path):
+    train(options(tmp_path, max_steps=1))
+    with pytest.raises(ValueError, match="--run-name run: .*--resume"):
+        train(options(tmp_path, max_steps=1))
+
+
+def test_an_unknown_schedule_is_said_before_the_first_step(tmp_path):
+    with pytest.raises(ValueError, match="--lr-schedule step: choose constant or cosine"):
+        build(options(tmp_path, lr_schedule="step"))

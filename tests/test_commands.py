@@ -1,0 +1,167 @@
+"""Every command parses the flags in people's scripts, says --help at once, and has no flag that nothing reads."""
+
+import ast
+import dataclasses
+import importlib.util
+import json
+import subprocess
+import sys
+import typing
+from functools import cache
+
+import pytest
+from support import ROOT, environment
+from test_layering import CODE, entries, name, tree
+
+from autoregressive.models.gpt import GPT_CONFIGS
+from engine.config import parse
+
+PUBLISHED = json.loads((ROOT / "tests/golden/command_flags.json").read_text())
+
+# Every command of the project; a new one is added here. Published ones are checked against their flags.
+COMMANDS = [
+    "autoregressive/sample/sample_c2i.py",
+    "autoregressive/sample/sample_c2i_ddp.py",
+    "autoregressive/train/convert_codes.py",
+    "autoregressive/train/draw_codes.py",
+    "autoregressive/train/extract_codes_c2i.py",
+    "autoregressive/train/train_c2i.py",
+    "evaluations/classifier.py",
+    "evaluations/plot_losses.py",
+    "evaluations/score.py",
+    "evaluations/score_digits.py",
+    "scripts/download.py",
+    "tokenizer/tokenizer_image/vq_demo.py",
+    "tokenizer/tokenizer_image/vq_train.py",
+]
+CHECKED = [command for command in COMMANDS if command in PUBLISHED]
+REQUIRED = {"--code-path": "codes"}  # what has no default here either
+NAMES = {"GPT names": [n for n in GPT_CONFIGS if n not in ("GPT-1M", "GPT-5M", "GPT-25M")], "tokenizer names": ["VQ-16", "VQ-8"]}
+
+# (command, flag): why its default is another one than the published.
+OTHER_DEFAULTS: dict[tuple[str, str], str] = {}
+
+
+@cache
+def options_of(command: str) -> type:
+    """The dataclass of the entry's last line, `run(main, Options)`."""
+    spec = importlib.util.spec_from_file_location(f"command_{command.replace('/', '_').removesuffix('.py')}", ROOT / command)
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = loaded
+    spec.loader.exec_module(loaded)
+    return getattr(loaded, tree(ROOT / command).body[-1].body[0].value.args[1].id)
+
+
+def required(command: str) -> list[str]:
+    """Arguments that the command does not go without, which old scripts give, too."""
+    takes = {field for part in parts(options_of(command)) for field in part}
+    return [word for flag, value in REQUIRED.items() if flag[2:].replace("-", "_") in takes for word in (flag, value)]
+
+
+def parts(options: type) -> list[dict[str, typing.Any]]:
+    """Field -> type, for a dataclass and all within it."""
+    types = typing.get_type_hints(options)
+    inner = [part for each in types.values() if dataclasses.is_dataclass(each) for part in parts(each)]
+    return [{field: kind for field, kind in types.items() if not dataclasses.is_dataclass(kind)}, *inner]
+
+
+def flat(options) -> dict[str, typing.Any]:
+    """Field -> value, over all nested dataclasses."""
+    found = {}
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        found |= flat(value) if dataclasses.is_dataclass(value) else {field.name: value}
+    return found
+
+
+def held(options, flag: str):
+    """The value behind a published flag; --no-x is the opposite of x."""
+    values = flat(options)
+    field = flag[2:].replace("-", "_")
+    value = values[field] if field in values else not values[field.removeprefix("no_")]
+    return value[0] if isinstance(value, tuple) and len(value) == 1 else value
+
+
+def samples(flag: dict) -> list[tuple[list[str], typing.Any]]:
+    """(arguments, value) pairs to try: every published choice, or one value of the type."""
+    if flag.get("action") == "store_true":
+        return [([flag["flag"]], True)]
+    kind = {"int": int, "float": float, "str": str}[flag["type"]]
+    choices = flag.get("choices", [kind({"int": 3, "float": 0.25, "str": "l1" if "loss" in flag["flag"] else "abc"}[flag["type"]])])
+    return [([flag["flag"], str(value)], value) for value in NAMES.get(choices if isinstance(choices, str) else "", choices)]
+
+
+FLAGS = [(command, flag) for command in CHECKED for flag in PUBLISHED[command]]
+
+
+def test_every_command_is_listed():
+    assert sorted(map(name, entries())) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize("command, flag", FLAGS, ids=lambda each: each if isinstance(each, str) else each["flag"])
+def test_published_flags_parse(command, flag):
+    options = options_of(command)
+    for arguments, value in samples(flag):
+        given = parse(options, [*required(command), *arguments])
+        assert held(given, flag["flag"]) == value
+        underscored = ["--" + arguments[0][2:].replace("-", "_"), *arguments[1:]]
+        assert parse(options, [*required(command), *underscored]) == given
+
+
+@pytest.mark.parametrize("command", CHECKED)
+def test_defaults_are_the_published_ones(command):
+    plain = parse(options_of(command), required(command))
+    for flag in PUBLISHED[command]:
+        value = held(plain, flag["flag"])
+        default = flag.get("default", False if flag.get("action") == "store_true" else None)
+        if value == "auto" or flag["flag"] in REQUIRED or (command, flag["flag"]) in OTHER_DEFAULTS:
+            continue
+        assert value == default, f"{command} {flag['flag']}: {value}, published {default}"
+
+
+COMMAND_LINES = [
+    "autoregressive/sample/sample_c2i.py --vq-ckpt ./pretrained_models/vq_ds16_c2i.pt --gpt-ckpt ./pretrained_models/c2i_XXL_384.pt "
+    "--gpt-model GPT-XXL --from-fsdp --image-size 384",
+    "autoregressive/sample/sample_c2i_ddp.py --vq-ckpt ./pretrained_models/vq_ds16_c2i.pt --gpt-ckpt ./pretrained_models/c2i_B_384.pt "
+    "--gpt-model GPT-B --image-size 384 --image-size-eval 256 --cfg-scale 2.0",
+    "autoregressive/train/extract_codes_c2i.py --vq-ckpt ./pretrained_models/vq_ds16_c2i.pt --data-path IMAGENET/train --code-path DIR "
+    "--ten-crop --crop-range 1.1 --image-size 384",
+    "autoregressive/train/train_c2i.py --cloud-save-path DIR --code-path DIR --image-size 384 --gpt-model GPT-B",
+    "tokenizer/tokenizer_image/vq_train.py --cloud-save-path DIR --data-path IMAGENET/train --image-size 256 --vq-model VQ-16",
+    "tokenizer/tokenizer_image/vq_train.py --finetune --disc-start 0 --vq-ckpt pretrained_models/vq_ds16_c2i.pt --dataset t2i_image",
+]
+
+
+@pytest.mark.parametrize("line", COMMAND_LINES)
+def test_commands_in_people_s_notes_parse(line):
+    command, *arguments = line.split()
+    parse(options_of(command), arguments)
+
+
+HELP = """
+import runpy, sys
+sys.argv = [sys.argv[1], "--help"]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+    assert not end.code, end.code
+assert "torch" not in sys.modules, "torch was imported to say --help"
+"""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_said_without_torch_from_any_folder(command, tmp_path):
+    done = subprocess.run([sys.executable, "-c", HELP, str(ROOT / command)], capture_output=True, text=True, cwd=tmp_path,
+                          env={**environment(), "PYTHONPATH": "", "COLUMNS": "200"})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert ast.get_docstring(tree(ROOT / command)).split(".")[0].split("\n")[0][:40] in done.stdout
+
+
+def test_every_flag_is_read_somewhere():
+    """Attribute accesses anywhere but in the option files (where a field may be read by a property of its own class)."""
+    inside = {path for path in CODE if path.stem.endswith("options")}
+    nodes = [(path, node) for path in CODE for node in ast.walk(tree(path)) if isinstance(node, ast.Attribute)]
+    read = {node.attr for path, node in nodes if path not in inside or ast.unparse(node.value) == "self"}
+    for command in COMMANDS:
+        unread = {field for part in parts(options_of(command)) for field in part} - read
+        assert not unread, f"{command}: nothing reads {unread}"
