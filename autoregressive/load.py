@@ -51,7 +51,8 @@ def config_for(options: GPTOptions, weights: Weights, downsample: int) -> tuple[
     size = meta.get("image_size") or size_in_name(path)
     if options.image_size != "auto":
         if meta and options.image_size != size:
-            raise ValueError(f"--image-size {options.image_size}: {path} was trained on pictures of {size} px; leave the flag out")
+            raise ValueError(f"--image-size {options.image_size}: {path} was trained on pictures of {size} px; "
+                             "leave the flag out")  # fmt: skip
         size = options.image_size
     size = size or 384
     if size % downsample:
@@ -70,8 +71,8 @@ def config_for(options: GPTOptions, weights: Weights, downsample: int) -> tuple[
             shape["cls_token_num"], shape["caption_dim"] = state["cls_embedding.uncond_embedding"].shape
         args = ModelArgs(**{**GPT_CONFIGS[name], **shape})
     if args.block_size != (size // downsample) ** 2:
-        raise ValueError(f"--image-size {size}: with a tokenizer of down-sampling {downsample} a picture has {(size // downsample) ** 2} "
-                         f"codes, {path} was trained on {args.block_size}")  # fmt: skip
+        raise ValueError(f"--image-size {size}: with a tokenizer of down-sampling {downsample} a picture has "
+                         f"{(size // downsample) ** 2} codes, {path} was trained on {args.block_size}")  # fmt: skip
     if options.gpt_type != args.model_type:
         raise ValueError(f"--gpt-type {options.gpt_type}: {path} is a {args.model_type} model; use "
                          f"autoregressive/sample/sample_{args.model_type}.py")  # fmt: skip
@@ -83,12 +84,13 @@ def config_for(options: GPTOptions, weights: Weights, downsample: int) -> tuple[
 
 
 def load_gpt(options: GPTOptions, downsample: int, device: torch.device, dtype: torch.dtype) -> GPT:
-    """The GPT in eval mode on `device`, in `dtype`. downsample: pixels per code of the tokenizer that it is used with."""
+    """The GPT in eval mode on `device`, in `dtype`. downsample: pixels per code of the tokenizer it is used with."""
     if options.gpt_ckpt is None:
-        raise ValueError("--gpt-ckpt: give the GPT's weights; `python3 scripts/download.py c2i_B_384.pt` fetches published ones "
-                         "into pretrained_models/")  # fmt: skip
+        raise ValueError("--gpt-ckpt: give the GPT's weights; `python3 scripts/download.py c2i_B_384.pt` fetches "
+                         "published ones into pretrained_models/")  # fmt: skip
     if options.downsample_size not in ("auto", downsample):
-        raise ValueError(f"--downsample-size {options.downsample_size}: the tokenizer's is {downsample}; leave the flag out")
+        raise ValueError(f"--downsample-size {options.downsample_size}: the tokenizer's is {downsample}; "
+                         "leave the flag out")  # fmt: skip
     weights = read_weights(options.gpt_ckpt, ("ema",) if options.use_ema else (), "--gpt-ckpt")
     name, args, size = config_for(options, weights, downsample)
     with torch.device("meta"):

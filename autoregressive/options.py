@@ -14,7 +14,8 @@ class GPTOptions:
     gpt_type: str = "c2i"
     """c2i (class-conditional) or t2i (text-conditional)."""
     from_fsdp: bool = False
-    """The file is a bare state dict (found out anyway); outputs are then named by the checkpoint's folder, as published."""
+    """The file is a bare state dict (found out anyway); outputs are then named by the checkpoint's folder, as
+    published."""
     use_ema: bool = False
     """Take the moving average (entry "ema") where the checkpoint has one."""
     cls_token_num: int = 1

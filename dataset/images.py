@@ -136,17 +136,20 @@ class Crops(Dataset):
     """All the crops of a picture, for extracting codes; a batch is collate()'s dictionary.
 
     Without `ten_crop_ranges`: the centre crop, and its mirror image with `flip` (K = 1 or 2, published: 2). With them:
-    ten crops for each range. Bytes, not floats, travel from the workers: call scale() on the device.
+    ten crops for each range, or without `flip` the five of them that are no mirror images. Bytes, not floats, travel
+    from the workers: call scale() on the device.
     """
 
     def __init__(self, source: ImageSource, size: int, flip: bool = True, ten_crop_ranges: Sequence[float] = ()):
-        if ten_crop_ranges and not flip:
-            raise ValueError("--ten-crop holds mirror images: it cannot go with --flip off")
         self.source, self.size, self.flip, self.ranges = source, size, flip, tuple(ten_crop_ranges)
 
     @property
+    def per_range(self) -> int:
+        return 10 if self.flip else 5
+
+    @property
     def per_picture(self) -> int:
-        return 10 * len(self.ranges) or 1 + self.flip
+        return self.per_range * len(self.ranges) or 1 + self.flip
 
     def __len__(self) -> int:
         return len(self.source)
@@ -157,7 +160,7 @@ class Crops(Dataset):
         except ValueError as error:
             return Unreadable(row, self.source.path(row), str(error))
         if self.ranges:
-            crops = [crop for range_ in self.ranges for crop in ten_crop(picture, self.size, range_)]
+            crops = [crop for range_ in self.ranges for crop in ten_crop(picture, self.size, range_)[: self.per_range]]
         else:
             plain = center_crop_arr(picture, self.size)
             crops = [plain, mirror(plain)] if self.flip else [plain]

@@ -39,7 +39,7 @@ class Weights:
 
 
 def write_atomic(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
-    """Write aside in the same folder, flush to disk, rename. Whatever stops it, `path` is the old file or the new one."""
+    """Write aside in the same folder, flush to disk, rename. Whatever stops it, `path` is the old file or the new."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -52,9 +52,11 @@ def write_atomic(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
     except BaseException as error:
         aside.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise OSError(error.errno, f"could not write {path}: {error.strerror}; what stood there before is whole") from error
+            reason = f"could not write {path}: {error.strerror}; what stood there before is whole"
+            raise OSError(error.errno, reason) from error
         if isinstance(error, RuntimeError):  # torch.save reports a full disk so
-            raise OSError(f"could not write {path}: {error}; what stood there before is whole (is the disk full?)") from error
+            reason = f"could not write {path}: {error}; what stood there before is whole (is the disk full?)"
+            raise OSError(reason) from error
         raise
 
 
@@ -98,7 +100,8 @@ def read_file(path: str | Path, flag: str = "checkpoint") -> dict:
         # torch's text ends with its reason and wraps it in advice to load the file unsafely, which is left out.
         reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0].partition(". Please")[0]
         if re.search("GLOBAL|reduce|build|class", reason):
-            raise ValueError(f"{flag} {path}: holds objects that are not weights, which is not safe to load: {reason}") from error
+            raise ValueError(f"{flag} {path}: holds objects that are not weights, which is not safe to load: "
+                             f"{reason}") from error  # fmt: skip
         raise ValueError(f"{flag} {path}: truncated or not a weight file ({reason}); fetch it again") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise ValueError(f"{flag} {path}: truncated or not a weight file ({error}); fetch it again") from error
@@ -143,7 +146,8 @@ def load_strict(module: nn.Module, weights: Weights, flag: str, remedy: str = ""
               for name in own if name in weights.state and weights.state[name].shape != own[name].shape]  # fmt: skip
     if missing or extra or shapes:
         found = [f"{len(names)} {what} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"
-                 for what, names in (("missing", missing), ("unknown", extra), ("of another shape", shapes)) if names]  # fmt: skip
+                 for what, names in (("missing", missing), ("unknown", extra), ("of another shape", shapes))
+                 if names]  # fmt: skip
         raise ValueError(f"{flag} {weights.path}: not the weights of this model: {'; '.join(found)}. {remedy}".rstrip())
     module.load_state_dict(weights.state, assign=any(value.is_meta for value in own.values()))
 

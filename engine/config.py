@@ -11,7 +11,8 @@ Auto = Literal["auto"]  # the value is taken from the checkpoint, the data or th
 
 
 def parse(options: type[Options], argv: list[str] | None = None, description: str | None = None) -> Options:
-    """Flags -> options. Nested dataclasses become flat flags; `--x-y` and `--x_y` are the same; booleans pair --x, --no-x."""
+    """Flags -> options. Nested dataclasses become flat flags; `--x-y` and `--x_y` are the same; booleans pair --x and
+    --no-x."""
     import tyro
 
     return tyro.cli(options, args=argv, description=description, config=(tyro.conf.OmitArgPrefixes,))
@@ -20,8 +21,9 @@ def parse(options: type[Options], argv: list[str] | None = None, description: st
 def run(main: Callable[[Options], None], options: type[Options]) -> None:
     """What every entry calls: parse the command line, run, and turn a user's mistake into one plain sentence.
 
-    A ValueError, OSError or FloatingPointError ends the command with `error: ...` and exit code 2; LLAMAGEN_TRACEBACK=1 shows the whole
-    trace instead. SystemExit (a training run that was told to stop) and everything unforeseen pass through.
+    A ValueError, OSError or FloatingPointError ends the command with `error: ...` and exit code 2; LLAMAGEN_TRACEBACK=1
+    shows the whole trace instead. SystemExit (a training run that was told to stop) and everything unforeseen pass
+    through.
     """
     parsed = parse(options, description=sys.modules["__main__"].__doc__)
     try:
@@ -30,7 +32,10 @@ def run(main: Callable[[Options], None], options: type[Options]) -> None:
         if os.environ.get("LLAMAGEN_TRACEBACK"):
             raise
         where = traceback.extract_tb(error.__traceback__)[-1]
-        print(f"error: {error}", file=sys.stderr)
+        message = str(error)
+        if message.startswith("Caught "):  # from a DataLoader's worker: its trace comes first, what it says comes last
+            message = message.strip().splitlines()[-1].partition(": ")[2]
+        print(f"error: {message}", file=sys.stderr)
         print(f"  (from {where.filename}:{where.lineno}; LLAMAGEN_TRACEBACK=1 shows the whole trace)", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:

@@ -18,12 +18,13 @@ class Logger:
             return
         folder.mkdir(parents=True, exist_ok=True)
         self.metrics_path = folder / "metrics.jsonl"
-        self.text = open(folder / "log.txt", "a", buffering=1)
+        self.text = open(folder / "log.txt", "a", buffering=1)  # noqa: SIM115 - open for the run, closed in close()
         if wandb_project:
             try:
                 import wandb
             except ImportError as error:
-                raise ValueError("--wandb: the package is not installed; run `pip install wandb`, or use --no-wandb") from error
+                raise ValueError("--wandb: the package is not installed; run `pip install wandb`, "
+                                 "or use --no-wandb") from error  # fmt: skip
             self.wandb = wandb.init(project=wandb_project, name=folder.name, dir=folder, config=config, resume="allow")
 
     def say(self, message: str) -> None:

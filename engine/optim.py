@@ -10,8 +10,8 @@ from torch import Tensor, nn
 def adamw(module: nn.Module, lr: float, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
     """AdamW; the decay acts on matrices, convolutions and embeddings, never on gains and biases.
 
-    Without decay there is one group in the module's order, with it the decayed parameters come first: the order in which
-    published optimizer states number them.
+    Without decay there is one group in the module's order, with it the decayed parameters come first: the order in
+    which published optimizer states number them.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     groups = [{"params": parameters, "weight_decay": 0.0}]
@@ -23,7 +23,7 @@ def adamw(module: nn.Module, lr: float, betas: tuple[float, float], weight_decay
 
 
 def schedule(name: str, step: int, total: int, warmup: int, final: float) -> float:
-    """Factor on the learning rate at `step` (0-based) of `total`: constant, or cosine down to `final`, after a warm-up."""
+    """Factor on the learning rate at `step` (0-based) of `total`: constant or cosine down to `final`, after warm-up."""
     if step < warmup:
         return (step + 1) / warmup
     if name == "constant":

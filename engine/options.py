@@ -22,8 +22,8 @@ class OptimOptions:
     warmup_steps: int = 0
     """Steps of linear warm-up."""
     weight_decay: float | Auto = 0.05
-    """Decay of matrices, convolutions and embeddings (gains and biases have none); auto: the published recipe's, which is
-    0.05 for GPTs and 0 for tokenizers."""
+    """Decay of matrices, convolutions and embeddings (gains and biases have none); auto: the published recipe's, which
+    is 0.05 for GPTs and 0 for tokenizers."""
     beta1: float = 0.9
     beta2: float = 0.95
     max_grad_norm: float = 1.0
@@ -58,7 +58,8 @@ class RunOptions:
     local_save: bool = True
     """Keep checkpoints in the run's own folder; --no-local-save: in --cloud-save-path alone."""
     resume: bool = False
-    """Go on from the newest whole checkpoint of --run-name (without it: of the newest run of this model), if there is one."""
+    """Go on from the newest whole checkpoint of --run-name (without it: of the newest run of this model), if there is
+    one."""
     log_every: int = 100
     """Steps between lines of the log."""
     ckpt_every: int = 5000

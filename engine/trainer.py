@@ -1,8 +1,8 @@
 """THE training loop: it knows processes, precision, accumulation, checkpoints and signals, but no model and no data.
 
-A task says what one step is: an ordered list of phases, each a module with its optimizer and a loss. A GPT has one phase,
-a tokenizer two (generator, then discriminator). All phases of a step see the same batch and may leave things in it for
-the phases after them. A loss returns (loss, figures) and logs nothing.
+A task says what one step is: an ordered list of phases, each a module with its optimizer and a loss. A GPT has one
+phase, a tokenizer two (generator, then discriminator). All phases of a step see the same batch and may leave things in
+it for the phases after them. A loss returns (loss, figures) and logs nothing.
 """
 
 import signal
@@ -25,7 +25,7 @@ from engine.optim import EMA, schedule
 from engine.options import OptimOptions, RunOptions
 from engine.parallel import clip, no_sync, wrap
 
-# Dense bf16 rates without sparsity, in FLOP/s, from the vendor's data sheets; the first name found in the card's counts.
+# Dense bf16 rates without sparsity, in FLOP/s, of the vendor's data sheets; the first name found in the card's counts.
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12, "A10G": 70e12}
 Loss = Callable[[nn.Module, dict, int], tuple[Tensor, dict[str, Tensor]]]
 
@@ -71,7 +71,8 @@ class Run:
         self.stores = [CheckpointFolder(Path(root) / self.name / "checkpoints", options.keep_ckpts, options.keep_every)
                        for root in roots]  # fmt: skip
         if options.run_name and not options.resume and any(store.steps() for store in self.stores):
-            raise ValueError(f"--run-name {self.name}: that run has checkpoints; add --resume to go on, or take another name")
+            raise ValueError(f"--run-name {self.name}: that run has checkpoints; add --resume to go on, "
+                             "or take another name")  # fmt: skip
         context.barrier()
 
     def _name(self, model: str) -> str:
@@ -98,13 +99,13 @@ class Trainer:
         self.total, self.batches, self.order = total, batches, order
         self.accumulate = optim.gradient_accumulation_steps
         if optim.global_batch_size % (context.world * self.accumulate):
-            raise ValueError(f"--global-batch-size {optim.global_batch_size}: must be a multiple of {context.world} processes "
-                             f"x {self.accumulate} --gradient-accumulation-steps")  # fmt: skip
+            raise ValueError(f"--global-batch-size {optim.global_batch_size}: must be a multiple of {context.world} "
+                             f"processes x {self.accumulate} --gradient-accumulation-steps")  # fmt: skip
         self.dtype = pick_precision(optim.mixed_precision, context.device)
         self.scaler = torch.amp.GradScaler(context.device.type, enabled=self.dtype == torch.float16)
         self.ema = EMA(task.phases[0].module, optim.ema_decay) if optim.ema else None
         self.step, self.stop_signal = 0, 0
-        schedule(optim.lr_schedule, 0, total, optim.warmup_steps, optim.lr_final)  # a wrong name is said before the first step
+        schedule(optim.lr_schedule, 0, total, optim.warmup_steps, optim.lr_final)  # a wrong name is said before step 1
         config = {**asdict(optim), **asdict(run.options), **order}
         self.logger = Logger(run.folder if context.is_main else None,
                              run.options.wandb_project if run.options.wandb else None, config)  # fmt: skip
@@ -128,12 +129,13 @@ class Trainer:
         different = [f"{name} was {value}, is {self.order.get(name)}" for name, value in state.get("order", {}).items()
                      if self.order.get(name) != value]  # fmt: skip
         if different:
-            raise ValueError(f"{flag} {path}: cannot go on exactly, since {'; '.join(different)}. Give the same data and flags, "
-                             "or start a new run from these weights with --finetune")  # fmt: skip
+            raise ValueError(f"{flag} {path}: cannot go on exactly, since {'; '.join(different)}. Give the same "
+                             "data and flags, or start a new run from these weights with --finetune")  # fmt: skip
         needed = [name for phase in self.task.phases for name in (phase.name, phase.optimizer_name)]
         missing = [name for name in (*needed, "steps") if name not in state]
         if missing:
-            raise ValueError(f"{flag} {path}: has no {', '.join(missing)}; --finetune starts from its weights at step 0")
+            raise ValueError(f"{flag} {path}: has no {', '.join(missing)}; --finetune starts from its weights at "
+                             "step 0")  # fmt: skip
         for phase in self.task.phases:
             phase.module.load_state_dict(state[phase.name])
             phase.optimizer.load_state_dict(state[phase.optimizer_name])
@@ -144,7 +146,7 @@ class Trainer:
         self.step = int(state["steps"])
 
     def resume(self, checkpoint: str | None, flag: str) -> None:
-        """Go on where this run stopped, if --resume asks and it was ever saved; else from `checkpoint`, if one is given."""
+        """Go on where this run stopped, if --resume asks and it was ever saved; else from `checkpoint`, if given."""
         if self.run.options.resume:
             found = self.run.stores[0].newest(self.logger.say)
             if found is not None:
@@ -175,8 +177,9 @@ class Trainer:
         if self.optim.compile and context.device.type != "cuda":
             self.logger.say(f"--compile: skipped on {context.device.type}, where it gains nothing")
         parameters = sum(p.numel() for p in task.phases[0].module.parameters())
-        self.logger.say(f"{self.run.folder}: {parameters / 1e6:.1f}M parameters, {context.world} process(es) on {context.device}, "
-                        f"{str(self.dtype).removeprefix('torch.')}, {self.total - self.step} steps to go")  # fmt: skip
+        self.logger.say(f"{self.run.folder}: {parameters / 1e6:.1f}M parameters, {context.world} process(es) on "
+                        f"{context.device}, {str(self.dtype).removeprefix('torch.')}, "
+                        f"{self.total - self.step} steps to go")  # fmt: skip
         previous = self.catch_signals()
         began, saved_at, why = time.monotonic(), self.step, ""
         window = Window(self.step)
@@ -209,14 +212,15 @@ class Trainer:
             for number, handler in previous.items():
                 signal.signal(number, handler)
         if why:
-            self.logger.say(f"stopped at step {self.step} of {self.total} ({why}); everything is saved, --resume goes on")
+            self.logger.say(f"stopped at step {self.step} of {self.total} ({why}); everything is saved, "
+                            "--resume goes on")  # fmt: skip
         self.logger.close()
         if why == "signal":
             raise SystemExit(128 + (self.stop_signal or signal.SIGTERM))
 
     def train_step(self, batch: dict) -> dict[str, Tensor]:
         """One optimizer step of every phase; the step's figures, means over its micro-batches."""
-        # Dropout is a function of (seed, step, rank), so that a resumed run draws what the uninterrupted one would have.
+        # Dropout is a function of (seed, step, rank), so that a resumed run draws what an uninterrupted one would.
         torch.manual_seed(((self.optim.global_seed * 1_000_003 + self.step) * 65_537 + self.context.rank) % 2**63)
         batch = {k: v.to(self.context.device, non_blocking=True) for k, v in batch.items()}
         parts = [dict(zip(batch, values)) for values in zip(*(v.chunk(self.accumulate) for v in batch.values()))]
@@ -247,8 +251,8 @@ class Trainer:
         norm = clip(phase.module.parameters(), self.optim.max_grad_norm)
         if not self.scaler.is_enabled() and not bool(norm.isfinite()):
             samples = batch["index"].tolist() if "index" in batch else "unknown"
-            raise FloatingPointError(f"step {self.step}: the gradient of {phase.name} is not finite; its weights are those of the "
-                                     f"step before. Samples of this rank: {samples}")  # fmt: skip
+            raise FloatingPointError(f"step {self.step}: the gradient of {phase.name} is not finite; its weights are "
+                                     f"those of the step before. Samples of this rank: {samples}")  # fmt: skip
         self.scaler.step(phase.optimizer)  # with fp16 it skips steps whose gradients overflowed
         phase.optimizer.zero_grad(set_to_none=True)
         return norm

@@ -59,7 +59,8 @@ def save_grid(path: str | Path, images: np.ndarray, per_row: int, text: dict[str
     save_png(path, grid(images, per_row), text, scale)
 
 
-def write_npz(path: str | Path, images: Iterable[np.ndarray], shape: tuple[int, ...], meta: dict, **arrays: np.ndarray) -> None:
+def write_npz(path: str | Path, images: Iterable[np.ndarray], shape: tuple[int, ...], meta: dict,
+              **arrays: np.ndarray) -> None:  # fmt: skip
     """`arr_0` uint8 of `shape` = (N, H, W, 3) from pictures given one by one, without holding them all.
 
     `meta` (what made the pictures) is stored as JSON in the array `meta`; further small arrays by name.

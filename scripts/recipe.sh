@@ -1,4 +1,4 @@
-# Sourced by the recipes: their options, the clock, and stages that stop when the time is over and go on in the next call.
+# Sourced by the recipes: their options, the clock, and stages that stop when the time is over and go on next time.
 # A recipe names its flags in $flags and sets their defaults; `options "$@"` then makes `--a-b 3` the variable a_b.
 from=$PWD recipe=$0
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
@@ -6,10 +6,11 @@ source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 fail() { echo "error: $*" >&2; exit 2; }
 
 options() {
+    case " $* " in *" --quick "*) quick=1; quick_settings ;; esac # first, so that other flags are heard beside it
     while [ $# -gt 0 ]; do
         case $1 in
             -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$(absolute "$recipe")"; exit 0 ;;
-            --quick) quick=1; shift; continue ;;
+            --quick) shift; continue ;;
             --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
         esac
         [[ $1 = --* && " $flags " = *" ${1#--} "* ]] || fail "$1: unknown flag; --help shows them"
@@ -18,7 +19,7 @@ options() {
         printf -v "${name//-/_}" '%s' "$2"
         shift 2
     done
-    [ -n "$data_path" ] || fail "--data-path DIR is missing: a folder with CIFAR-10 in train/ and test/, or where to fetch it to"
+    [ -n "$data_path" ] || fail "--data-path DIR is missing: CIFAR-10 in train/ and test/, or where to fetch it to"
     data_path=$(absolute "$data_path")
     out=$(absolute "$out")
     budget=""
@@ -26,7 +27,6 @@ options() {
         [[ $max_minutes =~ ^[0-9]*\.?[0-9]+$ ]] || fail "--max-minutes $max_minutes: must be a number"
         budget=$(awk "BEGIN { print int(60 * $max_minutes) }")
     fi
-    if [ -n "$quick" ]; then quick_settings; fi
 }
 
 absolute() { case $1 in /*) echo "$1" ;; *) echo "$from/$1" ;; esac }
@@ -49,7 +49,7 @@ train() {
     python3 "$@" --resume ${budget:+--max-minutes "$(awk "BEGIN { print ($(left) - $reserve) / 60 }")"}
 }
 
-# bounded COMMAND...: what has no clock of its own but goes on where it was stopped; Ctrl-C's signal when the time is over.
+# bounded COMMAND...: what has no clock of its own but goes on where it stopped; gets Ctrl-C when the time is over.
 bounded() {
     [ "$(left)" -gt 0 ] || time_is_over
     if [ -z "$budget" ] || ! command -v timeout > /dev/null; then "$@"; return; fi

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Train two small classifiers on CIFAR-10 and print their accuracies. The features of A serve as a perceptual distance when a
-# tokenizer is trained; B, of another seed and width, scores samples: it never had a say in what it judges.
+# Train two small classifiers on CIFAR-10 and print their accuracies. The features of A serve as a perceptual distance
+# when a tokenizer is trained; B, of another seed and width, scores samples: it never had a say in what it judges.
 #
 #     bash scripts/train_classifier_cifar10.sh --data-path DIR
 #

@@ -6,8 +6,9 @@
 #
 # --data-path DIR         CIFAR-10: train/ and test/ with class folders; else torchvision fetches its copy into DIR
 # --out DIR               where everything goes (results_cifar10); a second call with the same flags goes on
-# --max-minutes N         stop after about N minutes with everything saved. A stage gets all the time that is left, and the
-#                         next begins when it is done; but the GPT leaves a tenth of N for sampling from what there is of it
+# --max-minutes N         stop after about N minutes with everything saved. A stage gets all the time that is
+#                         left, and the next begins when it is done; but the GPT leaves a tenth of N (at least a
+#                         minute) to sample from what there is of it
 # --gpt-model NAME        GPT-5M, or GPT-25M, which is the default on a GPU
 # --classifier-steps N    steps of 256 pictures for each classifier (3000)
 # --tokenizer-steps N     steps of 128 pictures (8000); the discriminator takes part in the last 60 %
@@ -19,7 +20,7 @@ flags="data-path out max-minutes gpt-model classifier-steps tokenizer-steps gpt-
 data_path="" out=results_cifar10 max_minutes="" gpt_model="" quick=""
 classifier_steps=3000 tokenizer_steps=8000 gpt_steps=12000 samples=1000 cfg_scale=2.0
 tokenizer_batch=128 gpt_batch=256
-quick_settings() { tokenizer_steps=20 gpt_steps=20 samples=50 tokenizer_batch=32 gpt_batch=32; }
+quick_settings() { classifier_steps=20 tokenizer_steps=20 gpt_steps=20 samples=50 tokenizer_batch=32 gpt_batch=32; }
 source "$(dirname "$0")/recipe.sh"
 options "$@"
 if [ -z "$gpt_model" ]; then
@@ -44,7 +45,8 @@ bounded python3 autoregressive/train/extract_codes_c2i.py --dataset cifar10 --da
     --vq-ckpt "$vq" --code-path "$out/codes" --batch-size 256
 
 stage "$gpt_model on those codes"
-train "$out/$gpt_model/checkpoints/$(printf '%07d' "$gpt_steps").pt" $((${budget:-0} / 10)) \
+reserve=$((${budget:-0} > 600 ? budget / 10 : 60))
+train "$out/$gpt_model/checkpoints/$(printf '%07d' "$gpt_steps").pt" "$reserve" \
     autoregressive/train/train_c2i.py --code-path "$out/codes" --gpt-model "$gpt_model" --vq-ckpt "$vq" --ema \
     --ema-decay 0.999 --lr 1e-3 --lr-schedule cosine --lr-final 0.02 --warmup-steps 500 --val-fraction 0.02 \
     --global-batch-size "$gpt_batch" --max-steps "$gpt_steps" --ckpt-every 1000 --keep-ckpts 1 --num-workers 4 \
@@ -59,10 +61,11 @@ bounded python3 autoregressive/sample/sample_c2i_ddp.py --gpt-ckpt "$gpt" --vq-c
     --sample-dir "$sample_dir"
 
 stage "score, pictures, curves"
-python3 autoregressive/sample/sample_c2i.py --gpt-ckpt "$gpt" --vq-ckpt "$vq" --use-ema --cfg-scale "$cfg_scale" --top-k 0 \
-    --labels airplane automobile bird cat deer dog frog horse ship truck --num-images 80 --per-row 10 \
-    --output "$out/samples.png"
-python3 evaluations/plot_losses.py --runs tokenizer="$out/tokenizer" gpt="$out/$gpt_model" --output "$out/losses.png"
+python3 autoregressive/sample/sample_c2i.py --gpt-ckpt "$gpt" --vq-ckpt "$vq" --use-ema --top-k 0 \
+    --cfg-scale "$cfg_scale" --labels airplane automobile bird cat deer dog frog horse ship truck \
+    --num-images 80 --per-row 10 --output "$out/samples.png"
 python3 evaluations/score.py --classifier "$out/classifier-b.safetensors" --samples "$sample_dir"/*.npz \
     --dataset cifar10 --data-path "$data_path" --output "$out/score.json"
-echo "pictures: $out/samples.png (a class a column), $out/losses.png, $out/tokenizer/previews (originals above)"
+python3 evaluations/plot_losses.py --runs tokenizer="$out/tokenizer" gpt="$out/$gpt_model" --output "$out/losses.png" ||
+    echo "$out/losses.png: comes when the GPT has logged its first steps"
+echo "pictures: $out/samples.png (a class a column), $out/tokenizer/previews (originals above); curves: $out/losses.png"

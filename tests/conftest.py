@@ -1,4 +1,4 @@
-"""One thread: tiny tensors gain nothing from more, and on a busy machine threads that wait for one another cost most of the time."""
+"""One thread: tiny tensors gain nothing from more, and on a busy machine they wait for one another most of the time."""
 
 import os
 

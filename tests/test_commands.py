@@ -20,6 +20,7 @@ PUBLISHED = json.loads((ROOT / "tests/golden/command_flags.json").read_text())
 
 # Every command of the project; a new one is added here. Published ones are checked against their flags.
 COMMANDS = [
+    "benchmarks/sampling.py",
     "autoregressive/sample/sample_c2i.py",
     "autoregressive/sample/sample_c2i_ddp.py",
     "autoregressive/train/convert_codes.py",
@@ -36,7 +37,7 @@ COMMANDS = [
 ]
 CHECKED = [command for command in COMMANDS if command in PUBLISHED]
 REQUIRED = {"--code-path": "codes"}  # what has no default here either
-NAMES = {"GPT names": [n for n in GPT_CONFIGS if n not in ("GPT-1M", "GPT-5M", "GPT-25M")], "tokenizer names": ["VQ-16", "VQ-8"]}
+NAMES = {"GPT names": [name for name in GPT_CONFIGS if name[-1] != "M"], "tokenizer names": ["VQ-16", "VQ-8"]}
 
 # (command, flag): why its default is another one than the published.
 OTHER_DEFAULTS: dict[tuple[str, str], str] = {}
@@ -45,7 +46,9 @@ OTHER_DEFAULTS: dict[tuple[str, str], str] = {}
 @cache
 def options_of(command: str) -> type:
     """The dataclass of the entry's last line, `run(main, Options)`."""
-    spec = importlib.util.spec_from_file_location(f"command_{command.replace('/', '_').removesuffix('.py')}", ROOT / command)
+    spec = importlib.util.spec_from_file_location(
+        f"command_{command.replace('/', '_').removesuffix('.py')}", ROOT / command
+    )
     loaded = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = loaded
     spec.loader.exec_module(loaded)
@@ -86,9 +89,9 @@ def samples(flag: dict) -> list[tuple[list[str], typing.Any]]:
     """(arguments, value) pairs to try: every published choice, or one value of the type."""
     if flag.get("action") == "store_true":
         return [([flag["flag"]], True)]
-    kind = {"int": int, "float": float, "str": str}[flag["type"]]
-    choices = flag.get("choices", [kind({"int": 3, "float": 0.25, "str": "l1" if "loss" in flag["flag"] else "abc"}[flag["type"]])])
-    return [([flag["flag"], str(value)], value) for value in NAMES.get(choices if isinstance(choices, str) else "", choices)]
+    any_value = {"int": 3, "float": 0.25, "str": "l1" if flag["flag"] == "--reconstruction-loss" else "some/text"}
+    choices = flag.get("choices", [any_value[flag["type"]]])
+    return [([flag["flag"], str(value)], value) for value in (NAMES[choices] if isinstance(choices, str) else choices)]
 
 
 FLAGS = [(command, flag) for command in CHECKED for flag in PUBLISHED[command]]
@@ -119,16 +122,17 @@ def test_defaults_are_the_published_ones(command):
         assert value == default, f"{command} {flag['flag']}: {value}, published {default}"
 
 
+VQ = "--vq-ckpt ./pretrained_models/vq_ds16_c2i.pt"
+GPT = "--gpt-ckpt ./pretrained_models/c2i_B_384.pt --gpt-model GPT-B"
 COMMAND_LINES = [
-    "autoregressive/sample/sample_c2i.py --vq-ckpt ./pretrained_models/vq_ds16_c2i.pt --gpt-ckpt ./pretrained_models/c2i_XXL_384.pt "
-    "--gpt-model GPT-XXL --from-fsdp --image-size 384",
-    "autoregressive/sample/sample_c2i_ddp.py --vq-ckpt ./pretrained_models/vq_ds16_c2i.pt --gpt-ckpt ./pretrained_models/c2i_B_384.pt "
-    "--gpt-model GPT-B --image-size 384 --image-size-eval 256 --cfg-scale 2.0",
-    "autoregressive/train/extract_codes_c2i.py --vq-ckpt ./pretrained_models/vq_ds16_c2i.pt --data-path IMAGENET/train --code-path DIR "
-    "--ten-crop --crop-range 1.1 --image-size 384",
+    f"autoregressive/sample/sample_c2i.py {VQ} {GPT} --image-size 384",
+    f"autoregressive/sample/sample_c2i.py {VQ} {GPT} --from-fsdp --image-size 384",
+    f"autoregressive/sample/sample_c2i_ddp.py {VQ} {GPT} --image-size 384 --image-size-eval 256 --cfg-scale 2.0",
+    f"autoregressive/train/extract_codes_c2i.py {VQ} --data-path IMAGENET/train --code-path DIR --ten-crop "
+    "--crop-range 1.1 --image-size 384",
     "autoregressive/train/train_c2i.py --cloud-save-path DIR --code-path DIR --image-size 384 --gpt-model GPT-B",
-    "tokenizer/tokenizer_image/vq_train.py --cloud-save-path DIR --data-path IMAGENET/train --image-size 256 --vq-model VQ-16",
-    "tokenizer/tokenizer_image/vq_train.py --finetune --disc-start 0 --vq-ckpt pretrained_models/vq_ds16_c2i.pt --dataset t2i_image",
+    "tokenizer/tokenizer_image/vq_train.py --cloud-save-path DIR --data-path DIR --image-size 256 --vq-model VQ-16",
+    f"tokenizer/tokenizer_image/vq_train.py --finetune --disc-start 0 {VQ} --dataset t2i_image",
 ]
 
 
@@ -151,14 +155,19 @@ assert "torch" not in sys.modules, "torch was imported to say --help"
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_is_said_without_torch_from_any_folder(command, tmp_path):
-    done = subprocess.run([sys.executable, "-c", HELP, str(ROOT / command)], capture_output=True, text=True, cwd=tmp_path,
-                          env={**environment(), "PYTHONPATH": "", "COLUMNS": "200"})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", HELP, str(ROOT / command)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**environment(), "PYTHONPATH": "", "COLUMNS": "200"},
+    )
     assert done.returncode == 0, done.stderr
-    assert ast.get_docstring(tree(ROOT / command)).split(".")[0].split("\n")[0][:40] in done.stdout
+    assert ast.get_docstring(tree(ROOT / command)).split("\n")[0][:40] in done.stdout
 
 
 def test_every_flag_is_read_somewhere():
-    """Attribute accesses anywhere but in the option files (where a field may be read by a property of its own class)."""
+    """By attribute, anywhere but in the option files (there, by a method of its own class alone)."""
     inside = {path for path in CODE if path.stem.endswith("options")}
     nodes = [(path, node) for path in CODE for node in ast.walk(tree(path)) if isinstance(node, ast.Attribute)]
     read = {node.attr for path, node in nodes if path not in inside or ast.unparse(node.value) == "self"}

@@ -1,7 +1,7 @@
 """Pictures by the thousand, over any number of processes: PNG files, then one npz made from them.
 
-Picture i has a label and a noise that depend on (seed, i) alone, so neither the number of processes nor the batch changes
-it, and what is already on disk need not be sampled again.
+Picture i has a label and a noise that depend on (seed, i) alone, so neither the number of processes nor the batch
+changes it, and what is already on disk need not be sampled again.
 """
 
 import json
@@ -26,9 +26,9 @@ from evaluations.images import save_png, write_npz
 def run_name(options: SampleC2IMany, pipeline: Pipeline) -> str:
     """The published name of the folder and of the npz."""
     many, sampling = options.many, options.sampling
-    return (f"{pipeline.gpt.name}-{checkpoint_stem(options.gpt)}-size-{pipeline.gpt.image_size}-size-{many.image_size_eval}-"
-            f"{pipeline.tokenizer.name}-topk-{sampling.top_k}-topp-{sampling.top_p}-temperature-{sampling.temperature}-"
-            f"cfg-{sampling.cfg_scale}-seed-{many.global_seed}")  # fmt: skip
+    return (f"{pipeline.gpt.name}-{checkpoint_stem(options.gpt)}-size-{pipeline.gpt.image_size}-"
+            f"size-{many.image_size_eval}-{pipeline.tokenizer.name}-topk-{sampling.top_k}-topp-{sampling.top_p}-"
+            f"temperature-{sampling.temperature}-cfg-{sampling.cfg_scale}-seed-{many.global_seed}")  # fmt: skip
 
 
 def checkpoint_stem(gpt: GPTOptions) -> str:
@@ -49,7 +49,8 @@ def labels_for(count: int, classes: int, seed: int, balance: bool) -> np.ndarray
 def sample_many(options: SampleC2IMany) -> Path:
     """Write the PNGs that are missing, then the npz; its path."""
     many = options.many
-    for flag, value in (("--num-fid-samples", many.num_fid_samples), ("--per-proc-batch-size", many.per_proc_batch_size),
+    for flag, value in (("--num-fid-samples", many.num_fid_samples),
+                        ("--per-proc-batch-size", many.per_proc_batch_size),
                         ("--image-size-eval", many.image_size_eval)):  # fmt: skip
         if value < 1:
             raise ValueError(f"{flag} {value}: must be at least 1")
@@ -95,9 +96,11 @@ def claim(folder: Path, meta: dict) -> None:
         different = [name for name in meta if held.get(name) != meta[name]]
         if different:
             raise ValueError(f"--sample-dir {folder.parent}: {folder.name} holds pictures made with other settings "
-                             f"({', '.join(f'{n} {held.get(n)}' for n in different)}); choose another folder or remove it")  # fmt: skip
+                             f"({', '.join(f'{n} {held.get(n)}' for n in different)}); "
+                             "choose another folder or remove it")  # fmt: skip
     elif folder.exists() and any(folder.glob("*.png")):
-        raise ValueError(f"--sample-dir {folder.parent}: {folder.name} holds pictures of unknown settings; remove it first")
+        raise ValueError(f"--sample-dir {folder.parent}: {folder.name} holds pictures of unknown settings; "
+                         "remove it first")  # fmt: skip
     else:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, meta)
@@ -107,7 +110,8 @@ def sample_missing(pipeline: Pipeline, options: SampleC2IMany, folder: Path, tod
                    context: Context) -> None:  # fmt: skip
     """This rank's pictures. Writing PNGs goes on beside the sampling of the next batch."""
     many, sampling = options.many, sampling_from(options.sampling)
-    with ThreadPoolExecutor(4) as writers, tqdm(total=len(todo), unit="picture", disable=None if context.is_main else True) as bar:
+    quiet = None if context.is_main else True
+    with ThreadPoolExecutor(4) as writers, tqdm(total=len(todo), unit="picture", disable=quiet) as bar:
         pending: list = []
         for first in range(0, len(todo), many.per_proc_batch_size):
             part = todo[first : first + many.per_proc_batch_size]
@@ -117,7 +121,8 @@ def sample_missing(pipeline: Pipeline, options: SampleC2IMany, folder: Path, tod
             for start in range(0, len(part), many.decode_batch_size):
                 chunk = slice(start, start + many.decode_batch_size)
                 images = pipeline.to_pictures(codes[chunk], many.image_size_eval)
-                writes += [writers.submit(save_png, picture_path(folder, i), image) for i, image in zip(part[chunk], images)]
+                writes += [writers.submit(save_png, picture_path(folder, i), image)
+                           for i, image in zip(part[chunk], images)]  # fmt: skip
             for write in pending:
                 write.result()  # raises what writing raised, such as a full disk
             pending = writes

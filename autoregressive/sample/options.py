@@ -46,7 +46,8 @@ class ManyOptions:
     global_seed: int = 0
     """Fixes labels and pictures, whatever the batch and the number of processes."""
     balance: bool = False
-    """Equally many pictures of each class, in shuffled order; otherwise labels are independent and uniform, as published."""
+    """Equally many pictures of each class, in shuffled order; otherwise labels are independent and uniform, as
+    published."""
     decode_batch_size: int = 16
     """Pictures decoded at once."""
 

@@ -64,7 +64,7 @@ class Pipeline:
         on_row: OnRow | None = None,
         progress: bool = False,
     ) -> Tensor:
-        """Sample codes int64 [B, N] for labels int64 [B] (or caption features [B, P, caption_dim] with valid bool [B, P]).
+        """Sample codes int64 [B, N] for labels int64 [B] or caption features [B, P, caption_dim] and valid bool [B, P].
 
         pictures int64 [B]: the pictures' numbers in the run (default 0..B-1); with `seed` they fix the noise, so that a
         picture does not depend on its batch. on_row(r, codes) is called when row r of all pictures is there.
@@ -117,10 +117,12 @@ def load_pipeline(gpt: GPTOptions, tokenizer: TokenizerOptions, machine: Machine
     loaded = load_gpt(gpt, vq.model.downsample, device, pick_precision(machine.precision, device))
     vocabulary, codebook = loaded.model.config.vocab_size, vq.model.config.codebook_size
     if vocabulary != codebook:
-        raise ValueError(f"--vq-ckpt {tokenizer.vq_ckpt}: has {codebook} codes, the GPT in {gpt.gpt_ckpt} draws from {vocabulary}")
+        raise ValueError(f"--vq-ckpt {tokenizer.vq_ckpt}: has {codebook} codes, the GPT in {gpt.gpt_ckpt} draws "
+                         f"from {vocabulary}")  # fmt: skip
     if loaded.tokenizer and loaded.tokenizer.get("checksum") not in (None, vq.checksum):
-        raise ValueError(f"--vq-ckpt {tokenizer.vq_ckpt}: is another tokenizer than the one whose codes {gpt.gpt_ckpt} was trained "
-                         f"on ({loaded.tokenizer.get('name')}, checksum {loaded.tokenizer['checksum']}; this one's is {vq.checksum})")  # fmt: skip
+        raise ValueError(f"--vq-ckpt {tokenizer.vq_ckpt}: is another tokenizer than the one whose codes {gpt.gpt_ckpt} "
+                         f"was trained on ({loaded.tokenizer.get('name')}, checksum {loaded.tokenizer['checksum']}; "
+                         f"this one's is {vq.checksum})")  # fmt: skip
     runner = machine.runner
     if runner == "auto":
         runner = "compiled" if machine.compile and device.type == "cuda" else "eager"

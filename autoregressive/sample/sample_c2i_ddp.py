@@ -1,7 +1,8 @@
 """Sample pictures by the thousand, for FID: PNGs and one npz. A stopped run goes on where it was.
 
     torchrun --nproc_per_node=8 autoregressive/sample/sample_c2i_ddp.py --vq-ckpt ./pretrained_models/vq_ds16_c2i.pt \
-        --gpt-ckpt ./pretrained_models/c2i_B_384.pt --gpt-model GPT-B --image-size 384 --image-size-eval 256 --cfg-scale 2.0
+        --gpt-ckpt ./pretrained_models/c2i_B_384.pt --gpt-model GPT-B --image-size 384 --image-size-eval 256 \
+        --cfg-scale 2.0
 """
 
 import sys

@@ -27,16 +27,18 @@ def extract_codes(options: ExtractCodes) -> None:
     if extraction.batch_size < 1 or extraction.shard_size < 1:
         raise ValueError("--batch-size and --shard-size must be at least 1")
     if extraction.ten_crop and min(extraction.crop_range) < 1:
-        raise ValueError(f"--crop-range {min(extraction.crop_range)}: must be at least 1, the share of --image-size to crop from")
+        raise ValueError(f"--crop-range {min(extraction.crop_range)}: must be at least 1, the share of --image-size "
+                         "to crop from")  # fmt: skip
     context = setup(extraction.device)
     tokenizer = load_tokenizer(options.tokenizer, context.device, pick_precision(extraction.precision, context.device))
     model, size = tokenizer.model, extraction.image_size
     if size % model.downsample:
-        raise ValueError(f"--image-size {size}: must be a multiple of the tokenizer's down-sampling, {model.downsample}")
+        raise ValueError(f"--image-size {size}: must be a multiple of the tokenizer's down-sampling, "
+                         f"{model.downsample}")  # fmt: skip
     source = build_source(data.dataset, data.data_path, data.split)
     count = min(len(source), DEBUG_PICTURES) if extraction.debug else len(source)
     ranges = extraction.crop_range if extraction.ten_crop else ()
-    crops = Crops(source, size, data.flips or extraction.ten_crop, ranges)
+    crops = Crops(source, size, data.flips, ranges)
     settings = {
         "grid": [size // model.downsample] * 2,
         "crops": crops.per_picture,
@@ -90,9 +92,10 @@ def finish(writer: CodeStoreWriter, count: int, max_bad: float) -> None:
     skipped = writer.skipped()
     if len(skipped) > max_bad * count:
         listing = "\n".join(f"  {bad['path']}: {bad['reason']}" for bad in skipped[:10])
-        raise ValueError(f"{len(skipped)} of {count} pictures cannot be read, more than --max-bad {max_bad} allows:\n{listing}\n"
-                         "mend them and extract into another folder, or run the same command with a larger --max-bad, which goes on "
-                         "from what is there")  # fmt: skip
+        raise ValueError(f"{len(skipped)} of {count} pictures cannot be read, more than --max-bad {max_bad} allows:\n"
+                         f"{listing}\nmend them and extract into another folder, or run the same command with a "
+                         "larger --max-bad, which goes on from what is there")  # fmt: skip
     meta = writer.finish()
     note = f", {len(skipped)} skipped (listed in {writer.folder / 'skipped.jsonl'})" if skipped else ""
-    print(f"{meta['count']} pictures x {meta['crops']} crops of {meta['grid'][0]} x {meta['grid'][1]} codes -> {writer.folder}{note}")
+    print(f"{meta['count']} pictures x {meta['crops']} crops of {meta['grid'][0]} x {meta['grid'][1]} codes -> "
+          f"{writer.folder}{note}")  # fmt: skip

@@ -74,7 +74,8 @@ class Extraction:
     image_size: int = 256
     """Side of the crops in pixels."""
     ten_crop: bool = False
-    """Ten crops (four corners, centre, and their mirror images) of each range instead of the centre crop and its mirror."""
+    """Ten crops (four corners, centre, and their mirror images) of each range instead of the centre crop and its
+    mirror."""
     crop_range: tuple[float, ...] = (1.1,)
     """With --ten-crop: first centre-crop to range times --image-size. Several ranges give ten crops each."""
     batch_size: int = 32

@@ -37,7 +37,8 @@ class ClassTask:
                  held_out: Codes | None = None, batch: int = 64, pipeline: Pipeline | None = None,
                  preview: ValidationOptions | None = None, seed: int = 0):  # fmt: skip
         self.model, self.name, self.papers, self.context = model, name, papers, context
-        self.held_out, self.batch, self.pipeline, self.preview_options, self.seed = held_out, batch, pipeline, preview, seed
+        self.held_out, self.batch, self.seed = held_out, batch, seed
+        self.pipeline, self.preview_options = pipeline, preview
         self.phases = [Phase("model", model, optimizer, self.loss)]
         self.units = model.config.block_size
         self.flops = training_flops(model)
@@ -80,7 +81,7 @@ class ClassTask:
 
 
 def training_flops(model: Transformer) -> float:
-    """FLOPs of one picture, forward and backward: 6 a weight and position, and causal attention (Kaplan et al. 2020)."""
+    """FLOPs of a picture, forward and backward: 6 a weight and position, and causal attention (Kaplan et al. 2020)."""
     args = model.config
     positions = args.cls_token_num + args.block_size - 1
     weights = sum(p.numel() for p in model.layers.parameters()) + model.output.weight.numel()
@@ -94,12 +95,14 @@ def shape_for(options: GPTTraining, store) -> tuple[dict, int, int]:
         raise ValueError(f"--image-size {size}: {options.code_path} holds codes of {store.image_size}-px pictures")
     side = store.grid[0]
     if store.grid[0] != store.grid[1]:
-        raise ValueError(f"--code-path {options.code_path}: its grid is {store.grid[0]} x {store.grid[1]}, this GPT needs a square one")
+        raise ValueError(f"--code-path {options.code_path}: its grid is {store.grid[0]} x {store.grid[1]}, "
+                         "this GPT needs a square one")  # fmt: skip
     if size % side:
-        raise ValueError(f"--image-size {size}: {options.code_path} holds {side} x {side} codes a picture, which does not divide it")
+        raise ValueError(f"--image-size {size}: {options.code_path} holds {side} x {side} codes a picture, "
+                         "which does not divide it")  # fmt: skip
     if options.downsample_size not in ("auto", size // side):
-        raise ValueError(f"--downsample-size {options.downsample_size}: {options.code_path} holds {side} x {side} codes a picture of "
-                         f"{size} px, which is {size // side} pixels per code")  # fmt: skip
+        raise ValueError(f"--downsample-size {options.downsample_size}: {options.code_path} holds {side} x {side} "
+                         f"codes a picture of {size} px, which is {size // side} pixels per code")  # fmt: skip
     shape = {
         "model_type": options.gpt_type,
         "cls_token_num": options.cls_token_num,
@@ -135,7 +138,8 @@ def train_c2i(options: TrainC2I) -> None:
     torch.manual_seed(optim.global_seed)
     residual = 0.0 if model_options.drop_path_rate > 0 else model_options.dropout_p
     model = build_gpt(
-        model_options.gpt_model, **shape, n_kv_head=model_options.n_kv_head, resid_dropout_p=residual, ffn_dropout_p=residual,
+        model_options.gpt_model, **shape, n_kv_head=model_options.n_kv_head,
+        resid_dropout_p=residual, ffn_dropout_p=residual,
         token_dropout_p=model_options.token_dropout_p, drop_path_rate=model_options.drop_path_rate,
         class_dropout_prob=model_options.class_dropout_prob,
     ).to(context.device)  # fmt: skip
@@ -143,7 +147,8 @@ def train_c2i(options: TrainC2I) -> None:
         load_strict(model, read_weights(model_options.gpt_ckpt, flag="--gpt-ckpt"), "--gpt-ckpt",
                     f"--gpt-model is {model_options.gpt_model}")  # fmt: skip
 
-    papers = {"image_size": size, "downsample_size": downsample, "class_names": store.class_names, "tokenizer": store.tokenizer}
+    papers = {"image_size": size, "downsample_size": downsample, "class_names": store.class_names,
+              "tokenizer": store.tokenizer}  # fmt: skip
     tokenizer = None
     if options.tokenizer.vq_ckpt and context.is_main and options.run.preview_every:
         tokenizer = load_tokenizer(options.tokenizer, context.device)
@@ -152,8 +157,8 @@ def train_c2i(options: TrainC2I) -> None:
     decay = 0.05 if optim.weight_decay == "auto" else optim.weight_decay
     task = ClassTask(
         model, model_options.gpt_model, papers, adamw(model, optim.lr, (optim.beta1, optim.beta2), decay), context,
-        held_out, max(1, optim.global_batch_size // context.world), tokenizer and Pipeline(gpt, tokenizer, EagerRunner(model)),
-        checks, optim.global_seed,
+        held_out, max(1, optim.global_batch_size // context.world),
+        tokenizer and Pipeline(gpt, tokenizer, EagerRunner(model)), checks, optim.global_seed,
     )  # fmt: skip
     order = Order(len(data), optim.global_batch_size, optim.global_seed)
     total = optim.max_steps or optim.epochs * order.steps_per_epoch

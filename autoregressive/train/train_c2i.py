@@ -1,7 +1,7 @@
 """Train a class-conditional GPT on extracted codes, on one process or many (DDP).
 
-    torchrun --nproc_per_node=8 autoregressive/train/train_c2i.py --cloud-save-path DIR --code-path DIR --image-size 384 \
-        --gpt-model GPT-B
+    torchrun --nproc_per_node=8 autoregressive/train/train_c2i.py --cloud-save-path DIR --code-path DIR \
+        --image-size 384 --gpt-model GPT-B
 """
 
 import sys

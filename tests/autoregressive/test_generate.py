@@ -201,7 +201,9 @@ def test_cached_sampling_is_uncached_sampling_with_guidance_in_its_interval(inte
             return super().step(codes)
 
     assert torch.equal(decode(Counting(model), labels(), sampling), slow_codes(model, labels(), sampling, guided))
-    assert rows == [6] * guided + [3] * (16 - guided), "the second branch is computed while guidance lasts, and no longer"
+    assert rows == [6] * guided + [3] * (16 - guided), (
+        "the second branch is computed while guidance lasts, and no longer"
+    )
 
 
 def test_without_guidance_there_is_no_second_branch():
@@ -219,9 +221,13 @@ def test_a_picture_does_not_depend_on_its_batch(name):
     cond, valid = captions() if name == "tiny_t2i" else (labels(), None)
     together = decode(EagerRunner(model), cond, sampling, [10, 20, 30], valid=valid)
     for row, number in enumerate((10, 20, 30)):
-        alone = decode(EagerRunner(model), cond[[row]], sampling, [number], valid=None if valid is None else valid[[row]])
+        alone = decode(
+            EagerRunner(model), cond[[row]], sampling, [number], valid=None if valid is None else valid[[row]]
+        )
         assert torch.equal(alone[0], together[row])
-    turned = decode(EagerRunner(model), cond.flip(0), sampling, [30, 20, 10], valid=None if valid is None else valid.flip(0))
+    turned = decode(
+        EagerRunner(model), cond.flip(0), sampling, [30, 20, 10], valid=None if valid is None else valid.flip(0)
+    )
     assert torch.equal(turned.flip(0), together)
 
 
@@ -341,7 +347,7 @@ def test_generate_leaves_the_mode_of_the_model_alone():
 
 
 def test_a_caption_s_padding_may_stand_on_either_side_and_hold_anything():
-    """Codes attend to its tokens alike. Code 0 is what follows the last of the P rows, which is padding if that is right."""
+    """Codes attend to its tokens alike. Code 0 follows the last of the P rows: a token only if padding stands left."""
     model = tiny("tiny_t2i")
     left, valid = captions()
     order = valid.int().argsort(dim=1, descending=True, stable=True)

@@ -36,18 +36,34 @@ def files(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
     vq, gpt = filled(VQ).state_dict(), filled(GPT).state_dict()
     papers = {"name": "VQ-4-tiny", "checksum": checksum({k: v for k, v in vq.items() if k != "quantize.codebook_used"})}
-    vq_meta = {"format": 1, "kind": "tokenizer", "model": "VQ-4-tiny", "config": asdict(VQ.config), "image_size": 16,
-               "class_names": NAMES}  # fmt: skip
-    gpt_meta = {"format": 1, "kind": "gpt", "model": "GPT-1M", "config": gpt_config(GPT), "image_size": 16, "class_names": NAMES,
-                "downsample_size": 4, "tokenizer": papers}  # fmt: skip
+    vq_meta = {
+        "format": 1,
+        "kind": "tokenizer",
+        "model": "VQ-4-tiny",
+        "config": asdict(VQ.config),
+        "image_size": 16,
+        "class_names": NAMES,
+    }
+    gpt_meta = {
+        "format": 1,
+        "kind": "gpt",
+        "model": "GPT-1M",
+        "config": gpt_config(GPT),
+        "image_size": 16,
+        "class_names": NAMES,
+        "downsample_size": 4,
+        "tokenizer": papers,
+    }
     torch.save({"model": vq, "meta": vq_meta}, folder / "vq.pt")
     torch.save({"model": gpt, "meta": gpt_meta}, folder / "gpt.pt")
     return folder
 
 
 def options(files: Path, gpt: dict | None = None, vq: dict | None = None) -> tuple[GPTOptions, TokenizerOptions]:
-    return (replace(GPTOptions(gpt_ckpt=str(files / "gpt.pt")), **(gpt or {})),
-            replace(TokenizerOptions(vq_ckpt=str(files / "vq.pt")), **(vq or {})))  # fmt: skip
+    return (
+        replace(GPTOptions(gpt_ckpt=str(files / "gpt.pt")), **(gpt or {})),
+        replace(TokenizerOptions(vq_ckpt=str(files / "vq.pt")), **(vq or {})),
+    )
 
 
 def pictures(gpt: GPTOptions, vq: TokenizerOptions) -> np.ndarray:
@@ -70,7 +86,12 @@ def prefixed(state: dict, prefix: str) -> dict:
 
 WRAPPERS = {
     "model": lambda state: {"model": state},
-    "training checkpoint": lambda state: {"model": state, "optimizer": {}, "steps": 7, "args": argparse.Namespace(lr=1e-4)},
+    "training checkpoint": lambda state: {
+        "model": state,
+        "optimizer": {},
+        "steps": 7,
+        "args": argparse.Namespace(lr=1e-4),
+    },
     "DeepSpeed": lambda state: {"module": state},
     "Lightning": lambda state: {"state_dict": state},
     "bare": lambda state: state,
@@ -110,7 +131,9 @@ def test_an_fsdp_folder_gives_the_same_pictures(files, expected, tmp_path):
 
 def test_the_moving_average_is_taken_on_request(files, expected, tmp_path):
     held = torch.load(files / "gpt.pt")
-    torch.save({**held, "model": {k: v * 0 for k, v in held["model"].items()}, "ema": held["model"]}, tmp_path / "gpt.pt")
+    torch.save(
+        {**held, "model": {k: v * 0 for k, v in held["model"].items()}, "ema": held["model"]}, tmp_path / "gpt.pt"
+    )
     given = {"gpt_ckpt": str(tmp_path / "gpt.pt")}
     assert np.array_equal(pictures(*options(files, {**given, "use_ema": True})), expected)
     assert not np.array_equal(pictures(*options(files, given)), expected)
@@ -208,8 +231,14 @@ def test_rows_are_reported_as_they_are_finished(files):
 
 
 def test_a_grid_and_single_files_are_written(files, expected, tmp_path, capsys):
-    grid = GridOptions(labels=["three", "grey whale"], num_images=5, batch_size=2, seed=1, output=str(tmp_path / "grid.png"),
-                       single_dir=str(tmp_path / "single"))  # fmt: skip
+    grid = GridOptions(
+        labels=["three", "grey whale"],
+        num_images=5,
+        batch_size=2,
+        seed=1,
+        output=str(tmp_path / "grid.png"),
+        single_dir=str(tmp_path / "single"),
+    )
     gpt, vq = options(files)
     sample_grid(SampleC2I(gpt, vq, MACHINE, SamplingOptions(cfg_scale=2.0, top_k=100), grid))
     singles = [np.asarray(Image.open(tmp_path / "single" / f"{i:06d}.png")) for i in range(5)]
@@ -224,7 +253,9 @@ def test_a_grid_and_single_files_are_written(files, expected, tmp_path, capsys):
 
 def many(files: Path, folder: Path, **changed) -> SampleC2IMany:
     gpt, vq = options(files)
-    numbers = ManyOptions(image_size_eval=24, sample_dir=str(folder), per_proc_batch_size=3, num_fid_samples=10, decode_batch_size=2)
+    numbers = ManyOptions(
+        image_size_eval=24, sample_dir=str(folder), per_proc_batch_size=3, num_fid_samples=10, decode_batch_size=2
+    )
     return SampleC2IMany(gpt, vq, MACHINE, SamplingOptions(cfg_scale=1.5, top_k=0), replace(numbers, **changed))
 
 
@@ -253,8 +284,24 @@ def test_files_have_the_published_names_and_arrays(one_process):
 
 
 def test_two_processes_and_another_batch_make_the_same_files(one_process, files, tmp_path):
-    flags = ["--vq-ckpt", files / "vq.pt", "--gpt-ckpt", files / "gpt.pt", "--image-size-eval", "24", "--sample-dir", tmp_path,
-             "--per-proc-batch-size", "4", "--num-fid-samples", "10", "--precision", "none", "--device", "cpu"]  # fmt: skip
+    flags = [
+        "--vq-ckpt",
+        files / "vq.pt",
+        "--gpt-ckpt",
+        files / "gpt.pt",
+        "--image-size-eval",
+        "24",
+        "--sample-dir",
+        tmp_path,
+        "--per-proc-batch-size",
+        "4",
+        "--num-fid-samples",
+        "10",
+        "--precision",
+        "none",
+        "--device",
+        "cpu",
+    ]
     run_script(ROOT / "autoregressive/sample/sample_c2i_ddp.py", *flags, ranks=2)
     again = tmp_path / one_process.name
     assert contents(again) == contents(one_process)
@@ -294,6 +341,8 @@ def test_labels_are_uniform_independent_and_balanced_on_request():
     assert ((counts - 50) ** 2 / 50).sum() == pytest.approx(999, abs=4 * np.sqrt(2 * 999))
     assert (np.bincount(even, minlength=1000) == 50).all()
     for labels in (drawn, even):
-        assert abs(np.corrcoef(labels[:-1], labels[1:])[0, 1]) < 0.02, "the order matters to the Inception Score's splits"
+        assert abs(np.corrcoef(labels[:-1], labels[1:])[0, 1]) < 0.02, (
+            "the order matters to the Inception Score's splits"
+        )
     assert np.array_equal(labels_for(100, 1000, 0, False), drawn[:100]), "a label does not depend on how many are drawn"
     assert not np.array_equal(labels_for(100, 1000, 1, False), drawn[:100])

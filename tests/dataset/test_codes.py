@@ -15,9 +15,7 @@ from dataset.codes import (
     Codes,
     CodeStore,
     CodeStoreWriter,
-    PublishedCodes,
     check,
-    convert_published,
     open_codes,
     split,
 )
@@ -246,9 +244,9 @@ def test_batches_are_functions_of_seed_epoch_and_picture(tmp_path):
     store = make_store(tmp_path)
     train, held_out = split(store, 0.3, seed=5)
     dataset = Codes(store, seed=1, pictures=train)
-    keys = [(3, 0), (3, 5), (4, 5), (3, 2)]
+    keys = [(epoch, place) for epoch in range(3, 7) for place in (0, 5, 2, 9)]
     batch = dataset.__getitems__(keys)
-    epochs, pictures = np.array([3, 3, 4, 3]), train[[0, 5, 5, 2]]
+    epochs, pictures = np.repeat(np.arange(3, 7), 4), np.tile(train[[0, 5, 2, 9]], 4)
     crop = (draw(1, epochs, pictures, WHICH_CROP) * CROPS).astype(int)
     assert batch["codes"].dtype == torch.int64 and np.array_equal(batch["codes"], CODES[GOOD[pictures], crop])
     assert np.array_equal(batch["label"], LABELS[GOOD[pictures]]) and batch["index"].tolist() == pictures.tolist()
@@ -293,104 +291,3 @@ def test_split_parts(tmp_path):
     writer.write_shard(0, CODES, LABELS, np.arange(ROWS))
     writer.finish()
     assert kept == set(split(CodeStore(tmp_path / "all"), 0.3, 0)[1]) - set(BAD)
-
-
-# ---- the published layout
-
-
-def publish(folder: Path, codes: np.ndarray, name: str = "own32") -> Path:
-    for part in ("codes", "labels"):
-        (folder / f"{name}_{part}").mkdir(parents=True)
-    for number, each in enumerate(codes):
-        np.save(folder / f"{name}_codes" / f"{number}.npy", each[None].astype(np.uint16))
-        np.save(folder / f"{name}_labels" / f"{number}.npy", LABELS[number : number + 1])
-    return folder
-
-
-SQUARE = np.random.default_rng(1).integers(0, VOCAB, (9, 10, 4))
-
-
-def test_published_codes_equal_their_conversion(tmp_path):
-    published = open_codes(publish(tmp_path / "old", SQUARE))
-    assert isinstance(published, PublishedCodes)
-    store = convert_published(tmp_path / "old", None, tmp_path / "new", VOCAB, ["ant", "bee", "cat"], shard_size=4)
-    pictures, crop = np.array([8, 1, 1, 5]), np.array([9, 0, 3, 4])
-    for each in (published, store):
-        assert (each.count, each.grid, each.crops, each.image_size) == (9, (2, 2), 10, 32)
-        assert np.array_equal(each.codes(pictures), SQUARE[pictures])
-        assert np.array_equal(each.codes(pictures, crop), SQUARE[pictures, crop])
-        assert np.array_equal(each.labels(pictures), LABELS[pictures])
-        check(each, VOCAB, (2, 2), 3, {"name": "any", "checksum": "any"})
-    keys = [(0, 3), (1, 8)]
-    one, two = (Codes(each, seed=2).__getitems__(keys) for each in (published, store))
-    assert all(torch.equal(one[name], two[name]) for name in one)
-    assert store.class_names == ["ant", "bee", "cat"] and store.tokenizer is None
-
-
-def test_a_conversion_continues(tmp_path):
-    publish(tmp_path / "old", SQUARE)
-    convert_published(tmp_path / "old", 32, tmp_path / "whole", VOCAB, shard_size=4)
-
-    def killed_after_one(shards):
-        yield shards[0]
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        convert_published(tmp_path / "old", 32, tmp_path / "parts", VOCAB, shard_size=4, progress=killed_after_one)
-    rest = []
-    convert_published(
-        tmp_path / "old", 32, tmp_path / "parts", VOCAB, shard_size=4, progress=lambda s: rest.extend(s) or s
-    )
-    assert rest == [1, 2] and content(tmp_path / "whole") == content(tmp_path / "parts")
-
-
-@pytest.mark.parametrize("below", ["", "deeper"])
-def test_a_second_ten_crop_folder_serves_half_of_the_draws(tmp_path, below):
-    first = publish(tmp_path / "own_ten_crop" / below, np.zeros((3, 10, 4)))
-    publish(tmp_path / "own_ten_crop_105" / below, np.ones((3, 10, 4)))
-    codes = PublishedCodes(first, 32)
-    assert codes.crops == 20 and codes.codes([0])[0].mean() == 0.5
-    drawn = [Codes(codes, 0).__getitems__([(epoch, 1)])["codes"].float().mean().item() for epoch in range(200)]
-    assert set(drawn) == {0.0, 1.0} and 70 < sum(drawn) < 130
-    assert convert_published(first, 32, tmp_path / "out", VOCAB).crops == 20
-
-
-def test_published_shapes(tmp_path):
-    single = PublishedCodes(publish(tmp_path / "single", SQUARE[:, 0]))  # [1, codes]
-    assert single.crops == 1 and np.array_equal(single.codes([2]), SQUARE[2:3, :1])
-    mirrored = PublishedCodes(publish(tmp_path / "flip", SQUARE[:, :2], "imagenet256"))
-    assert mirrored.crops == 2 and mirrored.image_size == 256 and mirrored.class_names[207] == "golden retriever"
-    named = PublishedCodes(publish(tmp_path / "cifar", SQUARE, "cifar1032"), 32)
-    assert named.image_size == 32
-
-
-def test_several_published_sizes_need_the_flag(tmp_path):
-    publish(publish(tmp_path, SQUARE, "own32"), SQUARE[:4], "own64")
-    assert (open_codes(tmp_path, 32).count, open_codes(tmp_path, 64).count) == (9, 4)
-    with pytest.raises(ValueError, match="own32_codes, own64_codes.*give --image-size"):
-        open_codes(tmp_path)
-    with pytest.raises(
-        ValueError, match="DATASET128_codes in it; found: own32_codes, own64_codes; give another --image-size"
-    ):
-        open_codes(tmp_path, 128)
-
-
-def test_faults_of_a_published_folder_are_named(tmp_path):
-    folder = publish(tmp_path, SQUARE)
-    codes = folder / "own32_codes"
-    with pytest.raises(ValueError, match=r"holds the code \d+, allowed are 0 to 99"):
-        check(PublishedCodes(folder), 100, (2, 2), 3)
-    with pytest.raises(ValueError, match="--vocab-size 100: picture 0 "):
-        convert_published(folder, 32, tmp_path / "out", 100)
-    np.save(codes / "3.npy", SQUARE[3:4, :2])
-    with pytest.raises(ValueError, match=r"3\.npy: \[2, 4\] crops and codes, but file 0 has \[10, 4\]"):
-        PublishedCodes(folder).codes([3])
-    (codes / "3.npy").write_bytes(b"\x93NUMPY")
-    with pytest.raises(ValueError, match=r"3\.npy: truncated"):
-        PublishedCodes(folder).codes([3])
-    np.save(codes / "0.npy", np.zeros((1, 2, 4)))
-    with pytest.raises(ValueError, match=r"0\.npy: expected integers .*float64"):
-        PublishedCodes(folder)
-    (codes / "3.npy").unlink()
-    with pytest.raises(ValueError, match=r"own32_labels has 9 files, .*own32_codes has 8|3\.npy is missing"):
-        PublishedCodes(folder)

@@ -1,6 +1,6 @@
 """A tiny task for the trainer's tests: regression by one hidden layer, as a script with flags.
 
-    python3 tests/engine/linear_task.py --results-dir DIR --run-name NAME --max-steps 12 --die-at 7
+python3 tests/engine/linear_task.py --results-dir DIR --run-name NAME --max-steps 12 --die-at 7
 """
 
 import os
@@ -35,8 +35,11 @@ class Extra:
 
 @dataclass
 class LinearOptions:
-    optim: OptimOptions = field(default_factory=lambda: OptimOptions(lr=1e-2, global_batch_size=8, mixed_precision="none",
-                                                                     device="cpu", max_steps=12))  # fmt: skip
+    optim: OptimOptions = field(
+        default_factory=lambda: OptimOptions(
+            lr=1e-2, global_batch_size=8, mixed_precision="none", device="cpu", max_steps=12
+        )
+    )
     run: RunOptions = field(default_factory=lambda: RunOptions(log_every=1, ckpt_every=1000))
     extra: Extra = field(default_factory=Extra)
 
@@ -51,7 +54,11 @@ class Lines(Dataset):
 
     def __getitem__(self, key):
         _, sample = key
-        return {"x": torch.from_numpy(self.x[sample]), "y": torch.from_numpy(self.y[sample]), "index": torch.tensor(sample)}
+        return {
+            "x": torch.from_numpy(self.x[sample]),
+            "y": torch.from_numpy(self.y[sample]),
+            "index": torch.tensor(sample),
+        }
 
     def __len__(self):
         return len(self.x)
@@ -99,7 +106,15 @@ def build(options: LinearOptions, context: Context | None = None) -> Trainer:
     def batches(start: int, stop: int) -> DataLoader:
         return DataLoader(data, batch_sampler=RankBatches(order, context.rank, context.world, start, stop))
 
-    return Trainer(LinearTask(options.extra, optim), optim, Run(options.run, "LINE", context), context, optim.max_steps, batches, what)
+    return Trainer(
+        LinearTask(options.extra, optim),
+        optim,
+        Run(options.run, "LINE", context),
+        context,
+        optim.max_steps,
+        batches,
+        what,
+    )
 
 
 def train(options: LinearOptions, context: Context | None = None, checkpoint: str | None = None) -> Trainer:

@@ -25,7 +25,11 @@ from engine.checkpoint import (
     write_text,
 )
 
-STATE = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.ones(2, dtype=torch.bfloat16), "count": torch.tensor(3)}
+STATE = {
+    "a.weight": torch.arange(6.0).view(2, 3),
+    "a.bias": torch.ones(2, dtype=torch.bfloat16),
+    "count": torch.tensor(3),
+}
 
 
 def same(first: dict, second: dict) -> bool:
@@ -35,8 +39,10 @@ def same(first: dict, second: dict) -> bool:
 # ---- writing
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("PytorchStreamWriter failed"),
-                                   KeyboardInterrupt()])  # fmt: skip
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("PytorchStreamWriter failed"), KeyboardInterrupt()],
+)
 def test_a_failing_write_keeps_the_old_file_and_leaves_nothing_aside(error, tmp_path):
     path = tmp_path / "weights.pt"
     write_atomic(path, lambda file: file.write(b"old"))
@@ -69,7 +75,9 @@ for step in (1, 2):
 
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="needs a limit on file sizes")
 def test_a_full_disk_costs_no_checkpoint(tmp_path):
-    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, env=environment())
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, env=environment()
+    )
     assert done.stdout.count("said: ") == 2 and "0000002.pt" in done.stdout, done.stdout + done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["0000001.pt"]
     assert torch.equal(read_weights(tmp_path / "0000001.pt").state["w"], torch.zeros(10))
@@ -151,7 +159,9 @@ class Harmful:
 
 def test_a_file_s_code_is_not_run(tmp_path, capsys):
     torch.save({"model": {"w": Harmful()}}, tmp_path / "bad.pt")
-    with pytest.raises(ValueError, match="holds objects that are not weights, which is not safe to load: .*print") as caught:
+    with pytest.raises(
+        ValueError, match="holds objects that are not weights, which is not safe to load: .*print"
+    ) as caught:
         read_file(tmp_path / "bad.pt")
     assert "weights_only" not in str(caught.value), "no advice to load it all the same"
     assert "must not run" not in capsys.readouterr().out
@@ -187,8 +197,13 @@ def test_checksums_tell_weights_apart_and_formats_do_not():
     base = {"a": torch.arange(4.0), "b": torch.zeros(2, 2)}
     turned = {"b": torch.zeros(2, 2), "a": torch.arange(8.0)[::2] / 2}  # another order and other strides
     assert checksum(base) == checksum(turned)
-    others = [{**base, "a": base["a"] + 1}, {**base, "b": torch.zeros(4)}, {"a": base["a"]},
-              {**base, "a": base["a"].double()}, {"c": base["a"], "b": base["b"]}]  # fmt: skip
+    others = [
+        {**base, "a": base["a"] + 1},
+        {**base, "b": torch.zeros(4)},
+        {"a": base["a"]},
+        {**base, "a": base["a"].double()},
+        {"c": base["a"], "b": base["b"]},
+    ]
     assert len({checksum(state) for state in (base, *others)}) == 6
 
 
@@ -196,7 +211,12 @@ def test_checksums_tell_weights_apart_and_formats_do_not():
 
 
 def test_only_the_newest_and_the_milestones_are_kept(tmp_path):
-    for keep, every, left in ((0, 0, [5, 10, 15, 20, 25]), (2, 0, [20, 25]), (2, 10, [10, 20, 25]), (1, 5, [5, 10, 15, 20, 25])):
+    for keep, every, left in (
+        (0, 0, [5, 10, 15, 20, 25]),
+        (2, 0, [20, 25]),
+        (2, 10, [10, 20, 25]),
+        (1, 5, [5, 10, 15, 20, 25]),
+    ):
         store = CheckpointFolder(tmp_path / f"{keep}-{every}", keep, every)
         for step in (5, 10, 15, 20, 25):
             store.save(step, {"steps": step})

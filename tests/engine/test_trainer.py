@@ -5,6 +5,7 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from linear_task import LinearOptions, build, train
@@ -43,15 +44,21 @@ def close(first: dict, second: dict, tolerance: float = 1e-6) -> None:
         torch.testing.assert_close(first[name], second[name], atol=tolerance, rtol=0)
 
 
-def losses(folder: Path, run: str = "run") -> dict[int, float]:
-    lines = map(json.loads, (folder / run / "metrics.jsonl").read_text().splitlines())
-    return {line["step"]: line["loss"] for line in lines}
+def figures(folder: Path, name: str = "loss") -> list[tuple[int, float]]:
+    """(step, figure) in the order of metrics.jsonl."""
+    lines = map(json.loads, (folder / "run" / "metrics.jsonl").read_text().splitlines())
+    return [(line["step"], line[name]) for line in lines]
+
+
+def close_figures(first: Path, second: Path) -> None:
+    for name in ("loss", "model_grad_norm", "abs_error"):
+        np.testing.assert_allclose(figures(first, name), figures(second, name), atol=1e-5)
 
 
 def test_training_learns(tmp_path):
     train(options(tmp_path, max_steps=100))
-    found = losses(tmp_path)
-    assert list(found) == list(range(1, 101)) and found[100] < 0.3 * found[1]
+    steps, losses = zip(*figures(tmp_path))
+    assert steps == tuple(range(1, 101)) and losses[-1] < 0.3 * losses[0]
 
 
 def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path):
@@ -68,7 +75,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path):
     assert same(one["model"], other["model"]) and same(one["ema"], other["ema"])
     for number, state in one["optimizer"]["state"].items():
         assert same(state, other["optimizer"]["state"][number])
-    assert losses(tmp_path / "whole") == losses(tmp_path / "cut"), "no step is missing, none stands there twice"
+    assert figures(tmp_path / "whole") == figures(tmp_path / "cut"), "no step is missing, none stands there twice"
     assert not same(one["model"], one["ema"])
 
 
@@ -78,7 +85,7 @@ def test_two_ranks_equal_one_process_and_either_resumes_the_other(tmp_path):
     run_script(SCRIPT, *flags, ranks=2)
     expected = last(tmp_path / "one")["model"]
     close(last(tmp_path / "two")["model"], expected)
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+    close_figures(tmp_path / "two", tmp_path / "one")
     (tmp_path / "two/run/checkpoints/0000012.pt").unlink()
     resumed = train(options(tmp_path / "two", resume=True))
     assert len(resumed.task.seen) == 5
@@ -90,7 +97,7 @@ def test_accumulation_changes_nothing(tmp_path):
     parts = train(options(tmp_path / "parts", gradient_accumulation_steps=4))
     assert {len(part) for part in parts.task.seen} == {2}
     close(last(tmp_path / "parts")["model"], last(tmp_path / "whole")["model"])
-    assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
+    close_figures(tmp_path / "parts", tmp_path / "whole")
 
 
 def test_a_batch_that_cannot_be_divided_is_refused(tmp_path):
@@ -100,7 +107,9 @@ def test_a_batch_that_cannot_be_divided_is_refused(tmp_path):
 
 def test_a_loss_that_is_no_number_stops_before_it_hurts_the_weights(tmp_path):
     trainer = build(options(tmp_path / "bad", spoil_at=6))
-    with pytest.raises(FloatingPointError, match=r"step 6: .*weights are those of the step before. Samples of this rank: \["):
+    with pytest.raises(
+        FloatingPointError, match=r"step 6: .*weights are those of the step before. Samples of this rank: \["
+    ):
         trainer.fit()
     train(options(tmp_path / "good", max_steps=6))
     assert same(trainer.task.model.state_dict(), last(tmp_path / "good")["model"])

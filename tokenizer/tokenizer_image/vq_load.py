@@ -32,14 +32,16 @@ def config_for(options: TokenizerOptions, weights: Weights | None = None, **over
     if name not in VQ_CONFIGS:
         raise ValueError(f"--vq-model {name}: unknown; choose auto or one of {', '.join(VQ_CONFIGS)}")
     if meta and name != meta["model"]:
-        raise ValueError(f"--vq-model {name}: {options.vq_ckpt} holds {meta['model']}; give that name or leave the flag out")
+        raise ValueError(f"--vq-model {name}: {options.vq_ckpt} holds {meta['model']}; give that name or leave the "
+                         "flag out")  # fmt: skip
     fields = {**VQ_CONFIGS[name], **meta.get("config", {})}
     if weights is not None and not meta and "quantize.embedding.weight" in weights.state:
         fields["codebook_size"], fields["codebook_embed_dim"] = weights.state["quantize.embedding.weight"].shape
     for field in ("codebook_size", "codebook_embed_dim"):
         given = getattr(options, field)
         if given != "auto" and weights is not None and given != fields.get(field, given):
-            raise ValueError(f"--{field.replace('_', '-')} {given}: {options.vq_ckpt} has {fields[field]}; leave the flag out")
+            raise ValueError(f"--{field.replace('_', '-')} {given}: {options.vq_ckpt} has {fields[field]}; "
+                             "leave the flag out")  # fmt: skip
         if given != "auto":
             fields[field] = given
     return name, VQConfig(**{**fields, **overrides})
@@ -51,10 +53,10 @@ def load_tokenizer(
     dtype: torch.dtype = torch.float32,
     prefer: Sequence[str] = (),
 ) -> Tokenizer:
-    """The tokenizer in eval mode on `device`, in `dtype`, channels-last. `prefer`: entries to take first, such as "ema"."""
+    """The tokenizer in eval mode on `device`, in `dtype`, channels-last. `prefer`: entries to take first, as "ema"."""
     if options.vq_ckpt is None:
-        raise ValueError("--vq-ckpt: give the tokenizer's weights; `python3 scripts/download.py vq_ds16_c2i.pt` fetches the "
-                         "published ones into pretrained_models/")  # fmt: skip
+        raise ValueError("--vq-ckpt: give the tokenizer's weights; `python3 scripts/download.py vq_ds16_c2i.pt` "
+                         "fetches the published ones into pretrained_models/")  # fmt: skip
     weights = read_weights(options.vq_ckpt, prefer, "--vq-ckpt")
     name, config = config_for(options, weights)
     with torch.device("meta"):
@@ -71,8 +73,8 @@ def refuse_other_codes(tokenizer: Tokenizer, store, path: str) -> None:
     """ValueError where `store` (of dataset.codes, at `path`) is known to hold the codes of another tokenizer."""
     known = (store.tokenizer or {}).get("checksum")
     if known not in (None, tokenizer.checksum):
-        raise ValueError(f"--vq-ckpt: is another tokenizer than the one that made {path} ({store.tokenizer['name']}, checksum "
-                         f"{known}); this is {tokenizer.name}, checksum {tokenizer.checksum}")  # fmt: skip
+        raise ValueError(f"--vq-ckpt: is another tokenizer than the one that made {path} ({store.tokenizer['name']}, "
+                         f"checksum {known}); this is {tokenizer.name}, checksum {tokenizer.checksum}")  # fmt: skip
     codes = tokenizer.model.config.codebook_size
     if store.vocab_size not in (None, codes):
         raise ValueError(f"--vq-ckpt: has {codes} codes, {path} was made with {store.vocab_size}")

@@ -31,7 +31,8 @@ class LossConfig:
     perceptual_weight: float = 1.0
     """Weight of the perceptual distance (0: none, and no network is fetched for it)."""
     perceptual_net: str | None = None
-    """A classifier written by evaluations/classifier.py, whose features measure the distance; default: LPIPS on VGG16."""
+    """A classifier written by evaluations/classifier.py, whose features measure the distance; default: LPIPS on
+    VGG16."""
     codebook_weight: float = 1.0
     """Weight of the quantiser's losses: codebook, commitment, entropy."""
     disc_weight: float = 0.5
@@ -45,7 +46,8 @@ class LossConfig:
     gen_loss: Literal["hinge", "non-saturating"] = "hinge"
     """The generator's loss against the discriminator."""
     disc_adaptive_weight: bool = False
-    """Scale the generator's loss so that its gradient at the decoder's last layer is as large as the reconstruction's."""
+    """Scale the generator's loss so that its gradient at the decoder's last layer is as large as the
+    reconstruction's."""
 
     def __post_init__(self) -> None:
         for name in ("reconstruction_weight", "perceptual_weight", "codebook_weight", "disc_weight", "disc_start"):

@@ -30,4 +30,5 @@ def reconstruct_files(options: DemoTokenizer) -> None:
         psnr = 10 * np.log10(255**2 / max(error, 1e-12))
         out = Path(demo.output_dir) / f"{Path(path).stem}_{demo.suffix}.png"
         save_png(out, grid(pair, per_row=2))
-        print(f"{path}: {codes.shape[1]} x {codes.shape[2]} codes, {len(codes.unique())} of them different, PSNR {psnr:.2f} dB -> {out}")
+        print(f"{path}: {codes.shape[1]} x {codes.shape[2]} codes, {len(codes.unique())} of them different, "
+              f"PSNR {psnr:.2f} dB -> {out}")  # fmt: skip

@@ -97,8 +97,9 @@ class TokenizerTask:
     def after_step(self, step: int) -> str | None:
         self.low_steps = self.low_steps + 1 if float(self.usage) < LOW_USAGE else 0
         if self.low_steps and self.low_steps % ALARM_STEPS == 0:
-            return (f"step {step}: the codebook is collapsing: under {LOW_USAGE:.0%} of it was used for {self.low_steps} steps. "
-                    "A smaller --codebook-size, a lower --lr or an --entropy-loss-ratio of 0.1 may help")  # fmt: skip
+            return (f"step {step}: the codebook is collapsing: under {LOW_USAGE:.0%} of it was used for "
+                    f"{self.low_steps} steps. A smaller --codebook-size, a lower --lr or an "
+                    "--entropy-loss-ratio of 0.1 may help")  # fmt: skip
         return None
 
 
@@ -120,7 +121,8 @@ def train_tokenizer(options: TrainTokenizer) -> None:
     layout = torch.channels_last if context.device.type == "cuda" else torch.contiguous_format
     model = VQModel(config).to(context.device, memory_format=layout)
     if training.image_size % model.downsample:
-        raise ValueError(f"--image-size {training.image_size}: must be a multiple of {name}'s down-sampling, {model.downsample}")
+        raise ValueError(f"--image-size {training.image_size}: must be a multiple of {name}'s down-sampling, "
+                         f"{model.downsample}")  # fmt: skip
     if training.finetune:
         if weights is None:
             raise ValueError("--finetune: give the weights to start from by --vq-ckpt")
@@ -136,8 +138,8 @@ def train_tokenizer(options: TrainTokenizer) -> None:
     rows = np.linspace(0, len(source) - 1, min(PREVIEW_PICTURES, len(source))).astype(int).tolist()
     previews = torch.stack([centre[row]["image"] for row in rows])
     papers = {"model": name, "image_size": training.image_size, "class_names": source.class_names}
-    task = TokenizerTask(model, papers, adamw(model, optim.lr, betas, decay), GeneratorLoss(options.loss, perceptual), context,
-                         previews, discriminator, optimizer_disc)  # fmt: skip
+    task = TokenizerTask(model, papers, adamw(model, optim.lr, betas, decay), GeneratorLoss(options.loss, perceptual),
+                         context, previews, discriminator, optimizer_disc)  # fmt: skip
     total = optim.max_steps or optim.epochs * order.steps_per_epoch
     batches = partial(loader, images, order, context.rank, context.world, workers=data.num_workers)
     what = {"samples": len(images), "global_batch_size": optim.global_batch_size, "global_seed": optim.global_seed}

@@ -1,0 +1,87 @@
+"""What the benchmarks share: a process for each contender, the best of some runs, and the written table. Torch-free."""
+
+import platform
+import resource
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from datetime import date
+from importlib.metadata import version
+from multiprocessing import get_context
+from os import cpu_count
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def peak_memory() -> float:
+    """The most memory that this process has held, in MiB."""
+    try:
+        with open("/proc/self/status") as status:  # ru_maxrss would count the parent's memory, inherited over exec
+            return next(int(line.split()[1]) / 2**10 for line in status if line.startswith("VmHWM"))
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _measured(contender: Callable[..., dict[str, float]], arguments: tuple) -> dict[str, float]:
+    figures = contender(*arguments)
+    return {**figures, "peak": peak_memory()}
+
+
+def in_own_process(contender: Callable[..., dict[str, float]], *arguments) -> dict[str, float]:
+    """What the contender returns, and "peak": the memory of the fresh process it ran in, in MiB."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_measured, contender, arguments).result()
+
+
+def rounds(contenders: dict[str, tuple], repeats: int) -> dict[str, dict[str, float]]:
+    """Each contender (a function and its arguments) once a round, in turn; of each figure the smallest counts."""
+    best: dict[str, dict[str, float]] = {}
+    for number in range(repeats):
+        for name, (contender, *arguments) in contenders.items():
+            print(f"round {number + 1} of {repeats}: {name}", file=sys.stderr, flush=True)
+            figures = in_own_process(contender, *arguments)
+            before = best.get(name, figures)
+            best[name] = {key: min(value, before[key]) for key, value in figures.items()}
+    return best
+
+
+def shortest(work: Callable[[], object], repeats: int) -> float:
+    """Seconds of the fastest of some calls, after one that does not count."""
+    work()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def publish(output: str, title: str, columns: list[str], rows: list[list[str]], notes: list[str]) -> None:
+    """Print a markdown table, and write it with date, machine, versions and command."""
+    command = shlex.join(["python3", str(Path(sys.argv[0]).resolve().relative_to(ROOT)), *sys.argv[1:]])
+    table = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
+    lines = [
+        f"# {title}",
+        "",
+        f"{date.today()}, {processor()}, {cpu_count()} cores, torch {version('torch')}: `{command}`",
+        "",
+        *(f"| {' | '.join(row)} |" for row in table),
+        "",
+        *notes,
+    ]
+    text = "\n".join(lines) + "\n"
+    print(text)
+    path = Path(output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
