@@ -9,7 +9,7 @@ from torch import Tensor
 
 from autoregressive.models.gpt import GPT_CONFIGS, ModelArgs, Transformer
 from autoregressive.options import GPTOptions
-from engine.checkpoint import Weights, load_strict, read_weights
+from engine.checkpoint import Weights, checksum, load_strict, read_weights
 
 
 @dataclass
@@ -22,6 +22,10 @@ class GPT:
     downsample: int
     class_names: list[str] | None = None
     tokenizer: dict | None = None  # {"name", "checksum"} of the tokenizer whose codes it was trained on
+
+    def checksum(self) -> str:
+        """Of the weights as they compute, in the model's precision. Reads them all, at about a second per GB."""
+        return checksum(self.model.state_dict())
 
 
 def recognise(state: dict[str, Tensor]) -> str | None:
@@ -53,6 +57,9 @@ def config_for(options: GPTOptions, weights: Weights, downsample: int) -> tuple[
         if meta and options.image_size != size:
             raise ValueError(f"--image-size {options.image_size}: {path} was trained on pictures of {size} px; "
                              "leave the flag out")  # fmt: skip
+        if size not in (None, options.image_size):
+            raise ValueError(f"--image-size {options.image_size}: by its name, {path} was trained on pictures of {size} "
+                             "px; leave the flag out, or rename the file if its name is wrong")  # fmt: skip
         size = options.image_size
     size = size or 384
     if size % downsample:

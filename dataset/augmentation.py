@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+MAX_ASPECT = 50  # a 60000 x 2 picture would become millions of pixels wide, to be cut to a square
+
 
 def center_crop_arr(pil_image: Image.Image, image_size: int) -> Image.Image:
     """The centre square, image_size wide, of the picture whose short side was brought to image_size."""
@@ -61,6 +63,10 @@ def to_tensor(pil_image: Image.Image) -> np.ndarray:
 
 
 def _resize_short_side(pil_image: Image.Image, size: int) -> Image.Image:
+    width, height = pil_image.size
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ValueError(f"a picture of {width} x {height} pixels: its long side may be {MAX_ASPECT} times the short "
+                         "one, crop it or remove it")  # fmt: skip
     # Pillow's BICUBIC does not average over far larger areas as well as repeated halving does.
     while min(pil_image.size) >= 2 * size:
         pil_image = pil_image.resize(tuple(side // 2 for side in pil_image.size), Image.Resampling.BOX)

@@ -1,6 +1,7 @@
 """Names of classes: found by number, name, or part of a name."""
 
 import json
+import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import cache
@@ -21,12 +22,20 @@ def class_names_for(names: Sequence[str] | None, count: int) -> list[str]:
 
 
 def find_label(label: int | str, names: Sequence[str]) -> int:
-    """The number of a class given by number or name (any case); ValueError with near names where there is none."""
+    """The number of a class given by number or name (any case); ValueError with near names where there is none.
+
+    An int is a number. A string of digits is a number unless a class has that name.
+    """
     text = str(label).strip()
     lowered = [name.lower() for name in names]
-    if text.lower() in lowered:
-        return lowered.index(text.lower())
-    if text.lstrip("-").isdigit():
+    if isinstance(label, str):
+        found = [i for i, name in enumerate(lowered) if name == text.lower()]
+        if len(found) > 1:
+            numbers = " and ".join(map(str, found))
+            raise ValueError(f"class {text!r}: the classes {numbers} have this name; give the number")
+        if found:
+            return found[0]
+    if re.fullmatch(r"-?\d+", text):
         if 0 <= int(text) < len(names):
             return int(text)
         raise ValueError(f"class {text}: this model has classes 0 to {len(names) - 1}")

@@ -3,6 +3,7 @@
 A legend: B pictures, K crops of a picture, S the side of a crop.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -15,6 +16,9 @@ from torch.utils.data import Dataset, default_collate
 
 from dataset.augmentation import center_crop_arr, mirror, random_crop_arr, ten_crop, to_tensor
 from dataset.order import CROP_LEFT, CROP_SCALE, CROP_TOP, FLIP, draw
+
+
+TRIES = 16  # rows in a row that cannot be read before training gives up
 
 
 class ImageSource(Protocol):
@@ -84,10 +88,12 @@ def read_rgb(path: str) -> Image.Image:
 
 
 class Images(Dataset):
-    """Training samples: "image" float32 [3, S, S] in [-1, 1], "label" int64, "index" int64, by (epoch, row) or by row.
+    """Training samples: "image" float32 [3, S, S] in [-1, 1], "label" and "index" int64, "unreadable" float32, by
+    (epoch, row) or by row.
 
     `augment`: "random" (published: short side between S/1.0 and S/0.8, then a random square), "center", or "none"
-    (the pictures are S wide already). Crop and mirroring are functions of (seed, epoch, row).
+    (the pictures are S wide already). Crop and mirroring are functions of (seed, epoch, row). The next row that can be
+    read takes the place of a picture that cannot: "index" is the row that is served, "unreadable" is 1 (else 0).
     """
 
     collate = staticmethod(default_collate)
@@ -107,22 +113,41 @@ class Images(Dataset):
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Tensor]:
         epoch, row = key if isinstance(key, tuple) else (0, key)
-        picture = self.source.open(row)
-        *crop, flip = draw(self.seed, epoch, row, np.array([CROP_SCALE, CROP_TOP, CROP_LEFT, FLIP])).tolist()
-        if self.augment == "random":
-            picture = random_crop_arr(picture, self.size, draws=crop)
-        elif self.augment == "center":
-            picture = center_crop_arr(picture, self.size)
-        elif picture.size != (self.size, self.size):
-            raise ValueError(f"{self.source.path(row) or f'picture {row}'}: is {picture.width}x{picture.height}, "
+        for tried in range(TRIES):
+            served = (row + tried) % len(self)
+            try:
+                picture = self._square(epoch, served)
+                break
+            except ValueError as error:
+                if tried == TRIES - 1:
+                    raise ValueError(f"{error}; nor can the {tried} pictures before it be used") from error
+                warnings.warn(f"{error}; the next picture takes its place", stacklevel=2)
+        if picture.size != (self.size, self.size):
+            raise ValueError(f"{name_of(self.source, served)}: is {picture.width}x{picture.height}, "
                              f"but --image-size is {self.size}")  # fmt: skip
-        if self.flip and flip < 0.5:
+        if self.flip and draw(self.seed, epoch, served, FLIP) < 0.5:
             picture = mirror(picture)
         return {
             "image": torch.from_numpy(to_tensor(picture)),
-            "label": torch.tensor(self.source.label(row)),
-            "index": torch.tensor(row),
+            "label": torch.tensor(self.source.label(served)),
+            "index": torch.tensor(served),
+            "unreadable": torch.tensor(float(tried > 0)),
         }
+
+    def _square(self, epoch: int, row: int) -> Image.Image:
+        """The picture, cropped as asked. ValueError, naming the file, where that cannot be."""
+        picture = self.source.open(row)
+        try:
+            if self.augment == "random":
+                draws = draw(self.seed, epoch, row, np.array([CROP_SCALE, CROP_TOP, CROP_LEFT])).tolist()
+                return random_crop_arr(picture, self.size, draws=draws)
+            return center_crop_arr(picture, self.size) if self.augment == "center" else picture
+        except ValueError as error:
+            raise ValueError(f"{name_of(self.source, row)}: {error}") from error
+
+
+def name_of(source: ImageSource, row: int) -> str:
+    return source.path(row) or f"picture {row}"
 
 
 @dataclass
@@ -156,15 +181,16 @@ class Crops(Dataset):
 
     def __getitem__(self, row: int) -> tuple[np.ndarray, int, int] | Unreadable:
         try:
-            picture = self.source.open(row)
+            crops = self._crops(self.source.open(row))
         except ValueError as error:
             return Unreadable(row, self.source.path(row), str(error))
-        if self.ranges:
-            crops = [crop for range_ in self.ranges for crop in ten_crop(picture, self.size, range_)[: self.per_range]]
-        else:
-            plain = center_crop_arr(picture, self.size)
-            crops = [plain, mirror(plain)] if self.flip else [plain]
         return np.stack(crops), self.source.label(row), row
+
+    def _crops(self, picture: Image.Image) -> list[Image.Image]:
+        if self.ranges:
+            return [crop for range_ in self.ranges for crop in ten_crop(picture, self.size, range_)[: self.per_range]]
+        plain = center_crop_arr(picture, self.size)
+        return [plain, mirror(plain)] if self.flip else [plain]
 
     @staticmethod
     def collate(items: list) -> dict:

@@ -178,17 +178,29 @@ class CheckpointFolder:
         return sorted(int(p.stem) for p in self.folder.glob("*.pt") if p.stem.isdigit())
 
     def save(self, step: int, payload: dict) -> Path:
+        for leftover in self.folder.glob(".*.part"):  # of a killed run; each is as large as a checkpoint
+            leftover.unlink(missing_ok=True)
         write_atomic(self.path(step), lambda file: torch.save(payload, file))
-        for old in self.steps()[: -self.keep] if self.keep else []:
+        # Files of later steps are damaged ones that a resumed run passed over; they do not count.
+        for old in [s for s in self.steps() if s <= step][: -self.keep] if self.keep else []:
             if not (self.keep_every and old % self.keep_every == 0):
                 self.path(old).unlink(missing_ok=True)
         return self.path(step)
 
-    def newest(self, say: Callable[[str], None] = print) -> tuple[Path, dict] | None:
-        """The newest checkpoint that reads whole; damaged ones are named and passed over."""
-        for step in reversed(self.steps()):
-            try:
-                return self.path(step), read_file(self.path(step))
-            except ValueError as error:
-                say(f"{error}; taking the checkpoint before it")
-        return None
+
+def newest_checkpoint(folders: Sequence[CheckpointFolder], say: Callable[[str], None] = print) -> Path | None:
+    """The newest checkpoint of all folders that reads whole; damaged ones are named and passed over.
+
+    None where there are no checkpoints; ValueError where there are, and none reads whole.
+    """
+    found = sorted(((step, folder.path(step)) for folder in folders for step in folder.steps()), reverse=True)
+    for _, path in found:
+        try:
+            read_file(path)
+            return path
+        except ValueError as error:
+            say(f"{error}; taking the checkpoint before it")
+    if found:
+        raise ValueError(f"--resume: none of the {len(found)} checkpoints in {found[0][1].parent} reads whole; "
+                         "remove them to start again")  # fmt: skip
+    return None

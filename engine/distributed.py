@@ -51,13 +51,20 @@ class Context:
         return box[0]
 
 
-def pick_device(name: str = "auto", local_rank: int = 0) -> torch.device:
-    """'auto': a CUDA GPU, else Apple's MPS, else the CPU."""
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
+def pick_device(name: str = "auto", local_rank: int = 0, world: int = 1) -> torch.device:
+    """'auto': a CUDA GPU, else Apple's MPS (for one process: it has no collectives), else the CPU."""
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto":
+        name = "cuda" if cuda else "mps" if mps and world == 1 else "cpu"
+    there = {"cuda": cuda, "mps": mps, "cpu": True}
+    kind = name.partition(":")[0]
+    if not there.get(kind):
+        choices = ", ".join(device for device, usable in there.items() if usable)
+        problem = "not on this machine" if kind in there else "unknown"
+        raise ValueError(f"--device {name}: {problem}; choose auto, {choices}")
+    if name == "cuda":
         return torch.device("cuda", local_rank % torch.cuda.device_count())
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    return torch.device(name)
 
 
 def cpu_has_bf16() -> bool:
@@ -70,8 +77,8 @@ def cpu_has_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """'auto': bf16 where the device computes in it, else float32."""
+def pick_precision(name: str, device: torch.device, flag: str = "--precision") -> torch.dtype:
+    """'auto': bf16 where the device computes in it, else float32. `flag`: what a wrong name is blamed on."""
     if name == "auto":
         if device.type == "cuda":
             fast = torch.cuda.is_bf16_supported()
@@ -79,20 +86,21 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
             fast = device.type == "cpu" and cpu_has_bf16()
         name = "bf16" if fast else "none"
     if name not in PRECISIONS:
-        raise ValueError(f"--precision {name}: choose auto or one of {', '.join(PRECISIONS)}")
+        raise ValueError(f"{flag} {name}: choose auto or one of {', '.join(PRECISIONS)}")
     return PRECISIONS[name]
 
 
 def setup(device: str = "auto", timeout_minutes: float = 30) -> Context:
     """Join the process group that torchrun or srun describes in the environment, or stand alone without any."""
     env = os.environ
-    if "RANK" not in env and int(env.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in env:
-        for name, source in (("RANK", "PROCID"), ("WORLD_SIZE", "NTASKS"), ("LOCAL_RANK", "LOCALID")):
+    # Of the step, not of the job: a plain command in an sbatch script is alone, whatever the job asked for.
+    if "RANK" not in env and int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        for name, source in (("RANK", "PROCID"), ("WORLD_SIZE", "STEP_NUM_TASKS"), ("LOCAL_RANK", "LOCALID")):
             env[name] = env[f"SLURM_{source}"]
         if "MASTER_ADDR" not in env:
             raise ValueError("srun without MASTER_ADDR: export MASTER_ADDR=<first host> and MASTER_PORT=<free port>")
     rank, world = int(env.get("RANK", 0)), int(env.get("WORLD_SIZE", 1))
-    chosen = pick_device(device, int(env.get("LOCAL_RANK", 0)))
+    chosen = pick_device(device, int(env.get("LOCAL_RANK", 0)), world)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if world > 1 and not dist.is_initialized():

@@ -1,6 +1,5 @@
 """Parameter groups, learning-rate schedules, and the exponential moving average of weights."""
 
-from collections.abc import Iterable
 from math import cos, pi
 
 import torch
@@ -34,6 +33,14 @@ def schedule(name: str, step: int, total: int, warmup: int, final: float) -> flo
     raise ValueError(f"--lr-schedule {name}: choose constant or cosine")
 
 
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """Load moments and step counts, and keep the learning rate, decay and betas that this run was given."""
+    given = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, options in zip(optimizer.param_groups, given):
+        group.update(options)
+
+
 class EMA:
     """A float32 moving average of a module's parameters; buffers are copied as they are."""
 
@@ -57,7 +64,3 @@ class EMA:
     def load(self, state: dict[str, Tensor]) -> None:
         for name, value in self.state.items():
             value.copy_(state[name])
-
-
-def gradients_are_finite(parameters: Iterable[Tensor]) -> bool:
-    return all(bool(p.grad.isfinite().all()) for p in parameters if p.grad is not None)

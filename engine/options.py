@@ -5,6 +5,14 @@ from dataclasses import dataclass
 from engine.config import Auto
 
 
+def at_least(options, lowest: float, *names: str) -> None:
+    """ValueError for a number below `lowest` (or not a number); fields that are None or 'auto' are let be."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value != "auto" and not lowest <= value < float("inf"):
+            raise ValueError(f"--{name.replace('_', '-')} {value}: must be at least {lowest}")
+
+
 @dataclass
 class OptimOptions:
     """How the weights are trained."""
@@ -44,6 +52,13 @@ class OptimOptions:
     device: str = "auto"
     """cuda, mps or cpu; auto takes the first that is there."""
 
+    def __post_init__(self):
+        at_least(self, 1, "epochs", "max_steps", "global_batch_size", "gradient_accumulation_steps")
+        at_least(self, 0, "lr", "lr_final", "warmup_steps", "weight_decay", "max_grad_norm")
+        for name in ("beta1", "beta2", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 0 and below 1")
+
 
 @dataclass
 class RunOptions:
@@ -61,9 +76,9 @@ class RunOptions:
     """Go on from the newest whole checkpoint of --run-name (without it: of the newest run of this model), if there is
     one."""
     log_every: int = 100
-    """Steps between lines of the log."""
+    """Steps between lines of the log (0: none)."""
     ckpt_every: int = 5000
-    """Steps between checkpoints; the last step is always kept."""
+    """Steps between checkpoints (0: the last step alone, which is always saved)."""
     keep_ckpts: int = 0
     """Keep the newest so many checkpoints (0: all)."""
     keep_every: int = 0
@@ -77,3 +92,7 @@ class RunOptions:
     wandb: bool = False
     """Log to Weights & Biases too."""
     wandb_project: str = "llamagen"
+
+    def __post_init__(self):
+        at_least(self, 0, "log_every", "ckpt_every", "keep_ckpts", "keep_every")
+        at_least(self, 0, "preview_every", "val_every", "max_minutes")

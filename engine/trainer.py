@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from engine.checkpoint import CheckpointFolder, read_file
+from engine.checkpoint import CheckpointFolder, Weights, clean, load_strict, newest_checkpoint, read_file
 from engine.distributed import Context, pick_precision
 from engine.logger import Logger
-from engine.optim import EMA, schedule
+from engine.optim import EMA, load_optimizer, schedule
 from engine.options import OptimOptions, RunOptions
 from engine.parallel import clip, no_sync, wrap
 
@@ -101,7 +101,7 @@ class Trainer:
         if optim.global_batch_size % (context.world * self.accumulate):
             raise ValueError(f"--global-batch-size {optim.global_batch_size}: must be a multiple of {context.world} "
                              f"processes x {self.accumulate} --gradient-accumulation-steps")  # fmt: skip
-        self.dtype = pick_precision(optim.mixed_precision, context.device)
+        self.dtype = pick_precision(optim.mixed_precision, context.device, "--mixed-precision")
         self.scaler = torch.amp.GradScaler(context.device.type, enabled=self.dtype == torch.float16)
         self.ema = EMA(task.phases[0].module, optim.ema_decay) if optim.ema else None
         self.step, self.stop_signal = 0, 0
@@ -136,11 +136,15 @@ class Trainer:
         if missing:
             raise ValueError(f"{flag} {path}: has no {', '.join(missing)}; --finetune starts from its weights at "
                              "step 0")  # fmt: skip
+        mine, held = self.task.meta(), state.get("meta", {})
+        for name in ("kind", "model"):
+            if held.get(name, mine[name]) != mine[name]:
+                raise ValueError(f"{flag} {path}: holds the {name} {held[name]}, this run trains {mine[name]}")
         for phase in self.task.phases:
-            phase.module.load_state_dict(state[phase.name])
-            phase.optimizer.load_state_dict(state[phase.optimizer_name])
+            load_strict(phase.module, Weights(clean(state[phase.name]), path), flag)
+            load_optimizer(phase.optimizer, state[phase.optimizer_name])
         if self.ema is not None:
-            self.ema.load(state.get("ema") or state[self.task.phases[0].name])
+            self.ema.load(clean(state.get("ema") or state[self.task.phases[0].name]))
         if "scaler" in state and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         self.step = int(state["steps"])
@@ -148,9 +152,11 @@ class Trainer:
     def resume(self, checkpoint: str | None, flag: str) -> None:
         """Go on where this run stopped, if --resume asks and it was ever saved; else from `checkpoint`, if given."""
         if self.run.options.resume:
-            found = self.run.stores[0].newest(self.logger.say)
+            # One rank looks, so that all go on from the same step; without a shared folder the others say so.
+            context = self.context
+            found = context.share(newest_checkpoint(self.run.stores, self.logger.say) if context.is_main else None)
             if found is not None:
-                self.load(*found, "--resume")
+                self.load(found, read_file(found, "--resume"), "--resume")
         elif checkpoint:
             self.load(Path(checkpoint), read_file(checkpoint, flag), flag)
         if self.step:
@@ -158,10 +164,17 @@ class Trainer:
             self.logger.say(f"resumed at step {self.step} of {self.total}")
 
     def save(self) -> None:
+        """Write the checkpoint to every folder; one that cannot be written does not keep it from the others."""
+        failures = []
         if self.context.is_main:
             payload = self.payload()
             for store in self.run.stores:
-                self.logger.say(f"saved {store.save(self.step, payload)}")
+                try:
+                    self.logger.say(f"saved {store.save(self.step, payload)}")
+                except OSError as error:
+                    failures.append(error)
+        if failures:
+            raise failures[0]
         self.context.barrier()
 
     # ---- the loop
@@ -179,7 +192,7 @@ class Trainer:
         parameters = sum(p.numel() for p in task.phases[0].module.parameters())
         self.logger.say(f"{self.run.folder}: {parameters / 1e6:.1f}M parameters, {context.world} process(es) on "
                         f"{context.device}, {str(self.dtype).removeprefix('torch.')}, "
-                        f"{self.total - self.step} steps to go")  # fmt: skip
+                        f"{max(0, self.total - self.step)} steps to go")  # fmt: skip
         previous = self.catch_signals()
         began, saved_at, why = time.monotonic(), self.step, ""
         window = Window(self.step)
@@ -191,16 +204,18 @@ class Trainer:
                 bar.update()
                 if message := task.after_step(self.step):
                     self.logger.say(message)
-                if self.step % options.log_every == 0 or self.step == self.total:
+                if self.due(options.log_every):
                     self.log(window, bar)
                     window = Window(self.step)
+                paused = time.monotonic()
+                if self.due(options.ckpt_every):  # first, so that nothing below can lose the steps before it
+                    self.save()
+                    saved_at = self.step
                 if self.due(options.val_every):
                     self.validate()
                 if self.due(options.preview_every):
                     self.preview()
-                if self.step % options.ckpt_every == 0 or self.step == self.total:
-                    self.save()
-                    saved_at = self.step
+                window.began += time.monotonic() - paused  # rates are those of training
                 late = options.max_minutes is not None and time.monotonic() - began > 60 * options.max_minutes
                 if context.any(bool(late or self.stop_signal)):
                     why = "signal" if context.any(bool(self.stop_signal)) else "--max-minutes"
@@ -231,7 +246,7 @@ class Trainer:
                 continue
             for part in parts:
                 with nullcontext() if part is parts[-1] else no_sync(phase.wrapped):
-                    with torch.autocast(self.context.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                    with self.autocast():
                         loss, parts_of_loss = phase.loss(phase.wrapped, part, self.step)
                     self.scaler.scale(loss / self.accumulate).backward()
                 total = "loss" if phase is self.task.phases[0] else f"{phase.name}_loss"
@@ -260,6 +275,7 @@ class Trainer:
     # ---- beside the loop
 
     def due(self, every: int) -> bool:
+        """Every so many steps and at the last; 0: never."""
         return every > 0 and (self.step % every == 0 or self.step == self.total)
 
     def log(self, window: "Window", bar: tqdm) -> None:
@@ -276,12 +292,15 @@ class Trainer:
         bar.set_postfix_str(f"loss {figures['loss']:.3f}", refresh=False)
         self.logger.say(f"step {self.step}/{self.total}  {shown}  {left} left")
 
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.context.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
     def averaged(self):
         """A context in which the first phase's module holds the moving average, where there is one."""
         return swapped(self.task.phases[0].module, self.ema.state) if self.ema is not None else nullcontext()
 
     def validate(self) -> None:
-        with evaluating(self.task.phases[0].module), self.averaged():
+        with evaluating(self.task.phases[0].module), self.averaged(), self.autocast():
             figures = self.context.mean(self.task.validate())
         if figures:
             self.logger.record(self.step, figures)

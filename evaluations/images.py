@@ -4,6 +4,7 @@ Axes: N pictures, H height, W width.
 """
 
 import json
+import tempfile
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -32,6 +33,16 @@ def grid(images: np.ndarray, per_row: int, padding: int = 2) -> np.ndarray:
         left = padding + i % columns * (width + padding)
         sheet[top : top + height, left : left + width] = image
     return sheet
+
+
+def make_folder(path: str | Path, flag: str) -> None:
+    """Make a folder and write into it, so that one that takes no files is known before the work; `flag` is blamed."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ValueError(f"{flag}: cannot write into the folder {path} ({error.strerror}); choose another") from error
 
 
 def save_png(path: str | Path, image: np.ndarray, text: dict[str, str] | None = None, scale: int = 1) -> None:

@@ -5,7 +5,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ ! -x .venv/bin/python ] || export PATH="$PWD/.venv/bin:$PATH"
 
 launch() {
-    local gpus=${nproc_per_node:-$(python3 -c 'import torch; print(torch.cuda.device_count() or 1)')}
+    local gpus  # apart from its value: `local` would hide a failing python3
+    gpus=${nproc_per_node:-$(python3 -c 'import torch; print(torch.cuda.device_count() or 1)')}
     if [ "${nnodes:-1}" = 1 ] && [ "$gpus" = 1 ]; then
         exec python3 "$@"
     fi

@@ -181,8 +181,9 @@ def generate(
 ) -> Tensor:
     """The published call: codes int32 [B, max_new_tokens] for class labels [B] or caption features [B, P, caption_dim].
 
-    emb_masks [B, P] of 0 and 1 marks the caption rows that hold a token, wherever they stand. sample_logits False takes
-    the most likely code. Without `seed` one is drawn from torch's global generator.
+    emb_masks [B, P] of 0 and 1 marks the caption rows that hold a token. Code 0 is predicted from the last row, so
+    captions should stand at the right, as in the published samplers. sample_logits False takes the most likely code.
+    Without `seed` one is drawn from torch's global generator.
     """
     sampling = Sampling(cfg_scale, cfg_interval, temperature=temperature, top_k=top_k, top_p=top_p,
                         greedy=not sample_logits)  # fmt: skip

@@ -10,30 +10,31 @@ import torch
 
 from autoregressive.sample.options import SampleC2I
 from autoregressive.sample.pipeline import Pipeline, load_pipeline, sampling_from
-from evaluations.images import save_grid, save_png
+from evaluations.images import make_folder, save_grid, save_png
 
 DEMO_CLASSES = (207, 360, 387, 974, 88, 979, 417, 279)  # golden retriever, otter, ... of the published demo
 
 
 def sample_grid(options: SampleC2I) -> None:
+    grid = options.grid
+    make_folder(Path(grid.output).parent, "--output")
+    if grid.single_dir is not None:
+        make_folder(grid.single_dir, "--single-dir")
     began = time.perf_counter()
     pipeline = load_pipeline(options.gpt, options.tokenizer, options.machine)
-    grid = options.grid
-    if grid.num_images is not None and grid.num_images < 1:
-        raise ValueError(f"--num-images {grid.num_images}: must be at least 1")
     classes = grid.labels or default_classes(pipeline)
     count = grid.num_images or len(classes)
     labels = pipeline.labels([classes[i % len(classes)] for i in range(count)])
-    loaded = time.perf_counter()
+    loaded = now(pipeline.device)
     codes = []
     for first in range(0, count, grid.batch_size):
         part = labels[first : first + grid.batch_size]
         pictures = torch.arange(first, first + len(part))
         codes.append(pipeline.codes(part, sampling_from(options.sampling), grid.seed, pictures, progress=True))
     codes = torch.cat(codes)
-    sampled = time.perf_counter()
+    sampled = now(pipeline.device)
     images = pipeline.to_pictures(codes)
-    decoded = time.perf_counter()
+    decoded = now(pipeline.device)
     print(f"loading {loaded - began:.2f} s; {codes.numel()} codes in {sampled - loaded:.2f} s "
           f"({codes.numel() / (sampled - loaded):.0f} codes/s); decoding {decoded - sampled:.2f} s")  # fmt: skip
     names = [pipeline.class_names[i] for i in labels.tolist()]
@@ -42,6 +43,15 @@ def sample_grid(options: SampleC2I) -> None:
     if grid.single_dir is not None:
         save_singles(Path(grid.single_dir), images, names, grid.seed, options)
     print(f"{count} pictures ({', '.join(dict.fromkeys(names))}) -> {grid.output}")
+
+
+def now(device: torch.device) -> float:
+    """The time in seconds when the device has done all it was told to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter()
 
 
 def save_singles(folder: Path, images: np.ndarray, names: list[str], seed: int, options: SampleC2I) -> None:

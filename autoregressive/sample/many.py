@@ -40,36 +40,29 @@ def checkpoint_stem(gpt: GPTOptions) -> str:
 
 
 def labels_for(count: int, classes: int, seed: int, balance: bool) -> np.ndarray:
-    """int64 [count]: independent and uniform, a function of (seed, picture); balanced ones are shuffled."""
+    """int64 [count], each a function of (seed, picture): independent and uniform, or in shuffled blocks of all classes."""
     if balance:
-        return np.random.default_rng([seed, LABEL]).permutation(np.arange(count) % classes)
+        blocks = np.arange(-(-count // classes))[:, None]
+        keys = draw(seed, blocks, np.arange(classes), LABEL)  # [blocks, classes]
+        return np.argsort(keys, axis=1, kind="stable").reshape(-1)[:count]
     return (draw(seed, 0, np.arange(count), LABEL) * classes).astype(np.int64)
 
 
 def sample_many(options: SampleC2IMany) -> Path:
     """Write the PNGs that are missing, then the npz; its path."""
     many = options.many
-    for flag, value in (("--num-fid-samples", many.num_fid_samples),
-                        ("--per-proc-batch-size", many.per_proc_batch_size),
-                        ("--image-size-eval", many.image_size_eval)):  # fmt: skip
-        if value < 1:
-            raise ValueError(f"{flag} {value}: must be at least 1")
     context = setup(options.machine.device)
     pipeline = load_pipeline(options.gpt, options.tokenizer, options.machine, context.device)
     folder = Path(many.sample_dir) / run_name(options, pipeline)
     labels = labels_for(many.num_fid_samples, pipeline.gpt.model.config.num_classes, many.global_seed, many.balance)
-    meta = {"kind": "generation", "gpt": pipeline.gpt.name, "gpt_ckpt": Path(options.gpt.gpt_ckpt).name,
-            "tokenizer": pipeline.tokenizer.name, "tokenizer_checksum": pipeline.tokenizer.checksum,
-            "image_size": pipeline.gpt.image_size, "balance": many.balance, "seed": many.global_seed,
-            "precision": str(pipeline.gpt.model.output.weight.dtype).removeprefix("torch."),
-            "sampling": asdict(options.sampling)}  # fmt: skip
+    todo: list[int] = []
     if context.is_main:
+        meta = settings_of(options, pipeline)
         claim(folder, meta)
-    context.barrier()
-    todo = [i for i in range(many.num_fid_samples) if not picture_path(folder, i).exists()]
-    if context.is_main and len(todo) < many.num_fid_samples:
-        print(f"{folder}: {many.num_fid_samples - len(todo)} pictures are there, {len(todo)} to go")
-    context.barrier()  # all ranks have looked before any of them writes
+        todo = [i for i in range(many.num_fid_samples) if not picture_path(folder, i).exists()]
+        if len(todo) < many.num_fid_samples:
+            print(f"{folder}: {many.num_fid_samples - len(todo)} pictures are there, {len(todo)} to go")
+    todo = context.share(todo)  # one rank looks: on a network folder several might not see the same
     sample_missing(pipeline, options, folder, todo[context.rank :: context.world], labels, context)
     context.barrier()
     npz = folder.with_suffix(folder.suffix + ".npz")
@@ -82,6 +75,19 @@ def sample_many(options: SampleC2IMany) -> Path:
     context.barrier()
     leave()
     return npz
+
+
+def settings_of(options: SampleC2IMany, pipeline: Pipeline) -> dict:
+    """All that decides the pictures beside what the folder's name says."""
+    gpt, tokenizer = pipeline.gpt, pipeline.tokenizer
+    precisions = {"precision": gpt.model.output.weight.dtype,
+                  "decode_precision": tokenizer.model.post_quant_conv.weight.dtype}  # fmt: skip
+    return {"kind": "generation", "gpt": gpt.name, "gpt_ckpt": Path(options.gpt.gpt_ckpt).name,
+            "gpt_checksum": gpt.checksum(), "use_ema": options.gpt.use_ema,
+            "tokenizer": tokenizer.name, "tokenizer_checksum": tokenizer.checksum,
+            "image_size": gpt.image_size, "balance": options.many.balance, "seed": options.many.global_seed,
+            **{name: str(dtype).removeprefix("torch.") for name, dtype in precisions.items()},
+            "sampling": asdict(options.sampling)}  # fmt: skip
 
 
 def picture_path(folder: Path, i: int) -> Path:
@@ -117,12 +123,8 @@ def sample_missing(pipeline: Pipeline, options: SampleC2IMany, folder: Path, tod
             part = todo[first : first + many.per_proc_batch_size]
             cond = torch.from_numpy(labels[part]).to(pipeline.device)
             codes = pipeline.codes(cond, sampling, many.global_seed, torch.tensor(part))
-            writes = []
-            for start in range(0, len(part), many.decode_batch_size):
-                chunk = slice(start, start + many.decode_batch_size)
-                images = pipeline.to_pictures(codes[chunk], many.image_size_eval)
-                writes += [writers.submit(save_png, picture_path(folder, i), image)
-                           for i, image in zip(part[chunk], images)]  # fmt: skip
+            images = pipeline.to_pictures(codes, many.image_size_eval, many.decode_batch_size)
+            writes = [writers.submit(save_png, picture_path(folder, i), image) for i, image in zip(part, images)]
             for write in pending:
                 write.result()  # raises what writing raised, such as a full disk
             pending = writes

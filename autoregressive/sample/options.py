@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from autoregressive.options import GPTOptions, MachineOptions, SamplingOptions
+from engine.options import at_least
 from tokenizer.tokenizer_image.vq_options import TokenizerOptions
 
 
@@ -19,9 +20,14 @@ class GridOptions:
     batch_size: int = 64
     """Pictures sampled at once."""
     output: str = "sample_c2i.png"
-    """The grid."""
+    """The grid, a .png file."""
     single_dir: str | None = None
     """Write each picture as a PNG of its own into this folder, too."""
+
+    def __post_init__(self):
+        at_least(self, 1, "num_images", "per_row", "batch_size")
+        if not self.output.lower().endswith(".png"):
+            raise ValueError(f"--output {self.output}: must end in .png")
 
 
 @dataclass
@@ -46,10 +52,13 @@ class ManyOptions:
     global_seed: int = 0
     """Fixes labels and pictures, whatever the batch and the number of processes."""
     balance: bool = False
-    """Equally many pictures of each class, in shuffled order; otherwise labels are independent and uniform, as
-    published."""
+    """Equally many pictures of each class: as many pictures in a row as there are classes hold each class once, in
+    shuffled order. Otherwise labels are independent and uniform, as published."""
     decode_batch_size: int = 16
     """Pictures decoded at once."""
+
+    def __post_init__(self):
+        at_least(self, 1, "image_size_eval", "per_proc_batch_size", "num_fid_samples", "decode_batch_size")
 
 
 @dataclass

@@ -95,12 +95,16 @@ class Pipeline:
         """Pictures uint8 [B, H, W, 3] of classes given by number or name; `size`: resized to, as FID runs do."""
         return self.to_pictures(self.codes(self.labels(classes), sampling, seed, **options), size)
 
-    def to_pictures(self, codes: Tensor, size: int | None = None) -> np.ndarray:
-        """Codes [B, N] -> uint8 [B, H, W, 3]; another size is reached by bicubic interpolation, not anti-aliased."""
-        images = self.decode(codes)
-        if size is not None and size != images.shape[-1]:
-            images = F.interpolate(images, size=(size, size), mode="bicubic")
-        return to_bytes(images)
+    def to_pictures(self, codes: Tensor, size: int | None = None, batch: int = 8) -> np.ndarray:
+        """Codes [B, N] -> uint8 [B, H, W, 3], `batch` at a time; another size is reached by bicubic interpolation, not
+        anti-aliased."""
+        parts = []
+        for part in codes.split(batch):
+            images = self.decode(part, batch)
+            if size is not None and size != images.shape[-1]:
+                images = F.interpolate(images, size=(size, size), mode="bicubic")
+            parts.append(to_bytes(images))
+        return np.concatenate(parts)
 
 
 def sampling_from(options: SamplingOptions) -> Sampling:

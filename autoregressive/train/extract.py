@@ -5,6 +5,9 @@ Shards are dealt out to the ranks, so the store does not depend on how many ther
 Axes: B pictures, K crops of a picture, N codes of a crop.
 """
 
+import hashlib
+from pathlib import Path
+
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -12,7 +15,7 @@ from tqdm import tqdm
 from autoregressive.train.options import ExtractCodes
 from dataset.build import batch_loader, build_source
 from dataset.codes import CodeStoreWriter
-from dataset.images import Crops, scale
+from dataset.images import Crops, ImageSource, scale
 from engine.distributed import Context, leave, pick_precision, setup
 from tokenizer.tokenizer_image.vq_load import Tokenizer, load_tokenizer
 
@@ -22,13 +25,6 @@ DEBUG_PICTURES = 64
 def extract_codes(options: ExtractCodes) -> None:
     """Write the shards that are missing, then the store's meta.json; an error if too many pictures cannot be read."""
     extraction, data = options.extraction, options.data
-    if not 0 <= extraction.max_bad <= 1:
-        raise ValueError(f"--max-bad {extraction.max_bad}: is a share of the pictures, from 0 to 1")
-    if extraction.batch_size < 1 or extraction.shard_size < 1:
-        raise ValueError("--batch-size and --shard-size must be at least 1")
-    if extraction.ten_crop and min(extraction.crop_range) < 1:
-        raise ValueError(f"--crop-range {min(extraction.crop_range)}: must be at least 1, the share of --image-size "
-                         "to crop from")  # fmt: skip
     context = setup(extraction.device)
     tokenizer = load_tokenizer(options.tokenizer, context.device, pick_precision(extraction.precision, context.device))
     model, size = tokenizer.model, extraction.image_size
@@ -46,8 +42,8 @@ def extract_codes(options: ExtractCodes) -> None:
         "tokenizer": {"name": tokenizer.name, "checksum": tokenizer.checksum},
         "image_size": size,
         "class_names": source.class_names,
-        "source": {"dataset": data.dataset, "split": data.split, "ten_crop_ranges": list(ranges),
-                   "precision": extraction.precision},
+        "source": {"pictures": fingerprint(source, data.data_path), "dataset": data.dataset, "split": data.split,
+                   "ten_crop_ranges": list(ranges), "precision": extraction.precision},
     }  # fmt: skip
     # Rank 0 makes the folder, then every rank opens what is there.
     writers = CodeStoreWriter(extraction.code_path, settings, count, extraction.shard_size) if context.is_main else None
@@ -64,6 +60,17 @@ def extract_codes(options: ExtractCodes) -> None:
         finish(writer, count, extraction.max_bad)
     context.barrier()
     leave()
+
+
+def fingerprint(source: ImageSource, data_path: str | None) -> str:
+    """A short hash of the list of pictures: paths below --data-path, wherever that lies, and labels."""
+    root = Path(data_path or "")
+    prefix = str(root.parent if root.suffix == ".jsonl" else root)
+    digest = hashlib.sha256()
+    for row in range(len(source)):
+        line = f"{(source.path(row) or '').removeprefix(prefix)}\t{source.label(row)}\n"
+        digest.update(line.encode(errors="surrogateescape"))
+    return digest.hexdigest()[:16]
 
 
 def write_shard(writer: CodeStoreWriter, shard: int, crops: Crops, tokenizer: Tokenizer, options: ExtractCodes,

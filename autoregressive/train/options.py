@@ -93,6 +93,16 @@ class Extraction:
     debug: bool = False
     """The first 64 pictures only, to see that everything fits."""
 
+    def __post_init__(self) -> None:
+        for name in ("image_size", "batch_size", "shard_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
+        if not 0 <= self.max_bad <= 1:
+            raise ValueError(f"--max-bad {self.max_bad}: is a share of the pictures, from 0 to 1")
+        if self.ten_crop and min(self.crop_range, default=0) < 1:
+            raise ValueError(f"--crop-range {min(self.crop_range, default='')}: must be at least 1, the share of "
+                             "--image-size to crop from")  # fmt: skip
+
 
 @dataclass
 class ExtractCodes:

@@ -18,6 +18,7 @@ from autoregressive.models.runners import EagerRunner
 from autoregressive.sample.pipeline import Pipeline
 from autoregressive.train.options import GPTTraining, TrainC2I, ValidationOptions
 from dataset.build import loader
+from dataset.classes import class_names_for, find_label
 from dataset.codes import Codes, check, open_codes, split
 from dataset.order import Order
 from engine.checkpoint import load_strict, read_weights
@@ -57,17 +58,17 @@ class ClassTask:
         return loss
 
     def validate(self) -> dict[str, float]:
-        """Mean loss of this rank's share of the held-out pictures, as nats a code."""
+        """Loss of the held-out pictures in nats a code; the mean over all ranks weighs every picture alike."""
         if self.held_out is None:
             return {}
-        count = len(self.held_out) // self.context.world * self.context.world
-        mine = range(self.context.rank, count, self.context.world)
+        world = self.context.world
+        mine = range(self.context.rank, len(self.held_out), world)
         losses = []
         for first in range(0, len(mine), self.batch):
             keys = [(0, i) for i in mine[first : first + self.batch]]
             batch = {k: v.to(self.context.device) for k, v in self.held_out.__getitems__(keys).items()}
             losses.append(float(self.conditional_loss(self.model, batch, drop=None)) * len(keys))
-        return {"val_loss": sum(losses) / len(mine)}
+        return {"val_loss": sum(losses) * world / len(self.held_out)}
 
     def preview(self, path: Path) -> None:
         if self.pipeline is None:
@@ -120,12 +121,20 @@ def train_c2i(options: TrainC2I) -> None:
     if model_options.gpt_type != "c2i":
         raise ValueError(f"--gpt-type {model_options.gpt_type}: this command trains c2i; train_t2i.py trains t2i")
     size = None if model_options.image_size == "auto" else model_options.image_size
+    if model_options.finetune and not model_options.gpt_ckpt:
+        raise ValueError("--finetune: give the weights to start from by --gpt-ckpt")
     if model_options.dataset != "imagenet_code":
         raise ValueError(f"--dataset {model_options.dataset}: this command trains on extracted codes, imagenet_code")
     store = open_codes(model_options.code_path, size)
     shape, size, downsample = shape_for(model_options, store)
     grid = isqrt(shape["block_size"])
     check(store, shape["vocab_size"], (grid, grid), shape["num_classes"])
+    names = class_names_for(store.class_names, shape["num_classes"])
+    for label in checks.preview_labels or ():  # said now, not at the first preview
+        try:
+            find_label(label, names)
+        except ValueError as error:
+            raise ValueError(f"--preview-labels: {error}") from error
     val_store, train_rows, val_rows = store, None, None
     if checks.val_code_path:
         val_store = open_codes(checks.val_code_path, size)
@@ -134,6 +143,9 @@ def train_c2i(options: TrainC2I) -> None:
         train_rows, val_rows = split(store, checks.val_fraction, optim.global_seed)
     data = Codes(store, optim.global_seed, train_rows)
     held_out = Codes(val_store, optim.global_seed, val_rows) if checks.val_code_path or checks.val_fraction else None
+    if held_out is not None and len(held_out) < context.world:
+        raise ValueError(f"{'--val-code-path' if checks.val_code_path else '--val-fraction'}: holds out {len(held_out)} "
+                         f"pictures, fewer than the {context.world} processes; hold out more")  # fmt: skip
 
     torch.manual_seed(optim.global_seed)
     residual = 0.0 if model_options.drop_path_rate > 0 else model_options.dropout_p

@@ -71,12 +71,12 @@ class LinearTask:
         torch.manual_seed(optim.global_seed)
         self.extra = extra
         self.model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Dropout(extra.dropout), nn.Linear(8, 1))
-        optimizer = adamw(self.model, optim.lr, (optim.beta1, optim.beta2), 0.05)
+        optimizer = adamw(self.model, optim.lr, (optim.beta1, optim.beta2), optim.weight_decay)
         self.phases = [Phase("model", self.model, optimizer, self.loss)]
         self.seen: list[list[int]] = []
 
     def meta(self) -> dict:
-        return {"format": 1, "kind": "linear"}
+        return {"format": 1, "kind": "linear", "model": "Linear"}
 
     def loss(self, module: nn.Module, batch: dict, step: int):
         self.seen.append(batch["index"].tolist())

@@ -17,6 +17,7 @@ from engine.checkpoint import (
     Weights,
     checksum,
     load_strict,
+    newest_checkpoint,
     read_file,
     read_weights,
     save_safetensors,
@@ -224,15 +225,30 @@ def test_only_the_newest_and_the_milestones_are_kept(tmp_path):
 
 
 def test_damaged_checkpoints_are_named_and_passed_over(tmp_path):
-    store = CheckpointFolder(tmp_path)
-    assert store.newest() is None
+    near, far = CheckpointFolder(tmp_path / "near"), CheckpointFolder(tmp_path / "far")
+    assert newest_checkpoint([near, far]) is None
     for step in (1, 2, 3):
-        store.save(step, {"steps": step, "model": {"w": torch.randn(1000)}})
+        near.save(step, {"steps": step, "model": {"w": torch.randn(1000)}})
     for step in (2, 3):
-        store.path(step).write_bytes(store.path(step).read_bytes()[: 1000 * (step - 2)])
-    (tmp_path / ".0000009.pt.123.part").write_bytes(b"left by kill -9")
-    (tmp_path / "best.pt").write_bytes(b"somebody's own")
+        near.path(step).write_bytes(near.path(step).read_bytes()[: 1000 * (step - 2)])
+    (tmp_path / "near/.0000009.pt.123.part").write_bytes(b"left by kill -9")
+    (tmp_path / "near/best.pt").write_bytes(b"somebody's own")
     said = []
-    path, state = store.newest(said.append)
-    assert path == store.path(1) and state["steps"] == 1
+    assert newest_checkpoint([near, far], said.append) == near.path(1)
     assert ["0000003.pt" in said[0], "0000002.pt" in said[1], len(said)] == [True, True, 2]
+    far.save(2, {"steps": 2})
+    assert newest_checkpoint([near, far], said.append) == far.path(2)  # such as a bucket, on another machine
+    near.path(1).write_bytes(b"")
+    with pytest.raises(ValueError, match="--resume: none of the 3 checkpoints"):
+        newest_checkpoint([near], said.append)
+
+
+def test_a_damaged_later_step_does_not_cost_the_newest(tmp_path):
+    store = CheckpointFolder(tmp_path, keep=1)
+    store.path(500).parent.mkdir(parents=True, exist_ok=True)
+    store.path(500).write_bytes(b"damaged")
+    (tmp_path / ".0000400.pt.7.part").write_bytes(b"left by kill -9")
+    for step in (400, 450):
+        store.save(step, {"steps": step})
+    assert store.steps() == [450, 500]
+    assert not list(tmp_path.glob(".*.part"))

@@ -12,7 +12,7 @@ from linear_task import LinearOptions, build, train
 from support import run_script
 
 from engine.distributed import Context
-from engine.options import RunOptions
+from engine.options import OptimOptions, RunOptions
 from engine.trainer import Run
 
 SCRIPT = Path(__file__).with_name("linear_task.py")
@@ -210,3 +210,26 @@ def test_a_named_run_is_not_overwritten(tmp_path):
 def test_an_unknown_schedule_is_said_before_the_first_step(tmp_path):
     with pytest.raises(ValueError, match="--lr-schedule step: choose constant or cosine"):
         build(options(tmp_path, lr_schedule="step"))
+
+
+def test_a_resumed_run_keeps_the_flags_it_is_given(tmp_path):
+    train(options(tmp_path, max_steps=3, weight_decay=0.5))
+    group = train(options(tmp_path, max_steps=6, resume=True, weight_decay=0.1, beta2=0.9)).task.phases[0].optimizer
+    assert [g["weight_decay"] for g in group.param_groups if g["weight_decay"]] == [0.1]
+    assert {g["betas"] for g in group.param_groups} == {(0.9, 0.9)}
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    train(options(tmp_path, max_steps=3))
+    path = tmp_path / "run/checkpoints/0000003.pt"
+    state = torch.load(path, weights_only=True)
+    torch.save({**state, "meta": {**state["meta"], "model": "another"}}, path)
+    with pytest.raises(ValueError, match="holds the model another, this run trains"):
+        train(options(tmp_path, resume=True))
+
+
+@pytest.mark.parametrize("name, value", [("gradient_accumulation_steps", 0), ("max_steps", 0), ("lr", float("nan")),
+                                         ("beta2", 1.0), ("max_grad_norm", -1.0)])  # fmt: skip
+def test_numbers_out_of_range_are_named(name, value):
+    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} {value}"):
+        OptimOptions(**{name: value})

@@ -75,6 +75,14 @@ class TokenizerTraining:
     """Weight of the entropy loss (each choice sure, all codes used)."""
     dropout_p: float = 0.0
     """Dropout inside residual blocks."""
+    max_bad: float = 0.001
+    """End with an error if a larger share of the pictures cannot be read; their neighbours take their places."""
+
+    def __post_init__(self) -> None:
+        if self.image_size < 1:
+            raise ValueError(f"--image-size {self.image_size}: must be at least 1")
+        if not 0 <= self.max_bad <= 1:
+            raise ValueError(f"--max-bad {self.max_bad}: is a share of the pictures, from 0 to 1")
 
 
 @dataclass
@@ -96,8 +104,8 @@ class Reconstruction:
     output_dir: str = "output_vq_demo"
     """Where NAME_SUFFIX.png goes, the original beside its reconstruction."""
     suffix: str = "tokenizer_image"
-    image_size: int = 512
-    """Pictures are centre-cropped and scaled to this side."""
+    image_size: int | Auto = "auto"
+    """Pictures are centre-cropped and scaled to this side; auto: the checkpoint's, else 512."""
     seed: int = 0
     """Kept for old scripts: reconstruction draws nothing at random."""
     device: str = "auto"

@@ -31,6 +31,7 @@ from tokenizer.tokenizer_image.vq_options import LossConfig, TrainTokenizer
 
 LOW_USAGE, ALARM_STEPS = 0.05, 1000  # less of the codebook than this, for so many steps, is said aloud
 PREVIEW_PICTURES = 8
+FAIR_SAMPLE = 1000  # pictures seen before --max-bad is a share of anything
 
 
 class Verdicts(nn.Module):
@@ -51,12 +52,13 @@ class TokenizerTask:
 
     def __init__(self, model: VQModel, papers: dict, optimizer: torch.optim.Optimizer, generator_loss: GeneratorLoss,
                  context: Context, previews: Tensor, discriminator: nn.Module | None = None,
-                 optimizer_disc: torch.optim.Optimizer | None = None):  # fmt: skip
+                 optimizer_disc: torch.optim.Optimizer | None = None, max_bad: float = 0.001):  # fmt: skip
         self.model, self.papers, self.context, self.previews = model, papers, context, previews
         self.config: LossConfig = generator_loss.config
         self.generator_loss, self.discriminator_loss = generator_loss, DiscriminatorLoss(self.config)
         self.discriminator = discriminator
         self.usage, self.low_steps = torch.zeros(()), 0
+        self.max_bad, self.seen, self.bad, self.bad_said = max_bad, 0, torch.zeros(()), False
         self.phases = [Phase("model", model, optimizer, self.loss_of_generator)]
         if discriminator is not None:
             self.phases.append(Phase("discriminator", discriminator, optimizer_disc, self.loss_of_discriminator,
@@ -66,8 +68,10 @@ class TokenizerTask:
         return {"format": 1, "kind": "tokenizer", "config": asdict(self.model.config), **self.papers}
 
     def loss_of_generator(self, module: nn.Module, batch: dict, step: int) -> tuple[Tensor, dict]:
-        """batch: image float32 [B, 3, H, W] in [-1, 1]; leaves the reconstruction in it for the discriminator."""
-        images = batch["image"]
+        """batch: image float32 [B, 3, H, W] in [-1, 1], unreadable float32 [B]; leaves the reconstruction in it for the
+        discriminator."""
+        images, unreadable = batch["image"], batch["unreadable"]
+        self.seen, self.bad = self.seen + len(images), self.bad.to(unreadable.device) + unreadable.sum()
         reconstructions, quantiser = module(images)
         self.usage = quantiser.usage
         fake_logits = None
@@ -77,7 +81,8 @@ class TokenizerTask:
             self.discriminator.requires_grad_(True)
         batch["reconstruction"] = reconstructions.detach()
         adapt = self.adapt if self.config.disc_adaptive_weight else None
-        return self.generator_loss(images, reconstructions, quantiser, fake_logits, adapt)
+        loss, figures = self.generator_loss(images, reconstructions, quantiser, fake_logits, adapt)
+        return loss, {**figures, "unreadable": unreadable.mean()}
 
     def adapt(self, reconstruction: Tensor, generator: Tensor) -> Tensor:
         weight = adaptive_weight(reconstruction, generator, self.model.decoder.last_layer)
@@ -95,6 +100,15 @@ class TokenizerTask:
         save_grid(path, to_bytes(torch.cat([self.previews, reconstructions.cpu()])), per_row=len(self.previews))
 
     def after_step(self, step: int) -> str | None:
+        bad = int(self.bad)
+        if self.seen >= FAIR_SAMPLE and bad > self.max_bad * self.seen:
+            raise ValueError(f"{bad} of the {self.seen} pictures seen cannot be read, more than --max-bad "
+                             f"{self.max_bad} allows; mend them (warnings name them) and go on with --resume, or allow "
+                             "more")  # fmt: skip
+        if bad and not self.bad_said:
+            self.bad_said = True
+            return (f"step {step}: {bad} of {self.seen} pictures cannot be read (warnings name them); their "
+                    f"neighbours take their places, up to a share of --max-bad {self.max_bad}")  # fmt: skip
         self.low_steps = self.low_steps + 1 if float(self.usage) < LOW_USAGE else 0
         if self.low_steps and self.low_steps % ALARM_STEPS == 0:
             return (f"step {step}: the codebook is collapsing: under {LOW_USAGE:.0%} of it was used for "
@@ -139,7 +153,7 @@ def train_tokenizer(options: TrainTokenizer) -> None:
     previews = torch.stack([centre[row]["image"] for row in rows])
     papers = {"model": name, "image_size": training.image_size, "class_names": source.class_names}
     task = TokenizerTask(model, papers, adamw(model, optim.lr, betas, decay), GeneratorLoss(options.loss, perceptual),
-                         context, previews, discriminator, optimizer_disc)  # fmt: skip
+                         context, previews, discriminator, optimizer_disc, training.max_bad)  # fmt: skip
     total = optim.max_steps or optim.epochs * order.steps_per_epoch
     batches = partial(loader, images, order, context.rank, context.world, workers=data.num_workers)
     what = {"samples": len(images), "global_batch_size": optim.global_batch_size, "global_seed": optim.global_seed}

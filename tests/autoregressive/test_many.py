@@ -1,0 +1,120 @@
+"""Pictures by the thousand: the same files on any number of processes, never mixed with other models' pictures."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support import ROOT, run_script
+from tiny_pipeline import MACHINE, options, write_files
+
+from autoregressive.options import SamplingOptions
+from autoregressive.sample.many import labels_for, sample_many
+from autoregressive.sample.options import ManyOptions, SampleC2IMany
+from autoregressive.sample.pipeline import Pipeline
+from engine.distributed import Context
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    return write_files(tmp_path_factory.mktemp("weights"))
+
+
+def many(files: Path, folder: Path, **changed) -> SampleC2IMany:
+    gpt, vq = options(files)
+    numbers = ManyOptions(
+        image_size_eval=24, sample_dir=str(folder), per_proc_batch_size=3, num_fid_samples=10, decode_batch_size=2
+    )
+    return SampleC2IMany(gpt, vq, MACHINE, SamplingOptions(cfg_scale=1.5, top_k=0), replace(numbers, **changed))
+
+
+@pytest.fixture(scope="module")
+def one_process(files, tmp_path_factory) -> Path:
+    return sample_many(many(files, tmp_path_factory.mktemp("one")))
+
+
+def contents(npz: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in npz.with_suffix("").glob("*.png")}
+
+
+NAME = "GPT-1M-gpt-size-16-size-24-VQ-4-tiny-topk-0-topp-1.0-temperature-1.0-cfg-1.5-seed-0"
+
+
+def test_files_have_the_published_names_and_arrays(one_process):
+    assert one_process.name == f"{NAME}.npz"
+    folder = one_process.parent / NAME
+    assert sorted(path.name for path in folder.glob("*.png")) == [f"{i:06d}.png" for i in range(10)]
+    data = np.load(one_process)
+    assert data["arr_0"].shape == (10, 24, 24, 3) and data["arr_0"].dtype == np.uint8
+    assert np.array_equal(data["labels"], labels_for(10, 10, 0, False))
+    for i in range(10):
+        assert np.array_equal(np.asarray(Image.open(folder / f"{i:06d}.png")), data["arr_0"][i])
+    assert not list(folder.glob(".*")) and not list(one_process.parent.glob(".*")), "nothing aside is left"
+
+
+def test_two_processes_and_another_batch_make_the_same_files(one_process, files, tmp_path):
+    flags = [
+        "--vq-ckpt",
+        files / "vq.pt",
+        "--gpt-ckpt",
+        files / "gpt.pt",
+        "--image-size-eval",
+        "24",
+        "--sample-dir",
+        tmp_path,
+        "--per-proc-batch-size",
+        "4",
+        "--num-fid-samples",
+        "10",
+        "--precision",
+        "none",
+        "--device",
+        "cpu",
+    ]
+    run_script(ROOT / "autoregressive/sample/sample_c2i_ddp.py", *flags, ranks=2)
+    again = tmp_path / one_process.name
+    assert contents(again) == contents(one_process)
+    assert np.array_equal(np.load(again)["arr_0"], np.load(one_process)["arr_0"])
+
+
+def test_a_stopped_run_goes_on(one_process, files, capsys):
+    before = contents(one_process)
+    folder = one_process.with_suffix("")
+    for i in (0, 4, 9):
+        (folder / f"{i:06d}.png").unlink()
+    os.utime(folder / "000001.png", (1, 1))
+    assert sample_many(many(files, one_process.parent)) == one_process
+    assert "7 pictures are there, 3 to go" in capsys.readouterr().out
+    assert contents(one_process) == before
+    assert (folder / "000001.png").stat().st_mtime == 1, "what is there is not sampled again"
+
+
+def test_a_folder_with_pictures_of_other_settings_is_refused(one_process, files, tmp_path):
+    with pytest.raises(ValueError, match=r"--sample-dir .*other settings.*balance False"):
+        sample_many(many(files, one_process.parent, balance=True))
+    (tmp_path / NAME).mkdir()
+    Image.new("RGB", (24, 24)).save(tmp_path / NAME / "000000.png")
+    with pytest.raises(ValueError, match=r"--sample-dir .*unknown settings"):
+        sample_many(many(files, tmp_path))
+
+
+@pytest.mark.parametrize("field", ["num_fid_samples", "per_proc_batch_size", "image_size_eval"])
+def test_counts_below_one_are_refused(field, files, tmp_path):
+    with pytest.raises(ValueError, match=f"--{field.replace('_', '-')} 0"):
+        sample_many(many(files, tmp_path, **{field: 0}))
+
+
+def test_labels_are_uniform_independent_and_balanced_on_request():
+    drawn, even = labels_for(50_000, 1000, 0, False), labels_for(50_000, 1000, 0, True)
+    counts = np.bincount(drawn, minlength=1000)
+    assert ((counts - 50) ** 2 / 50).sum() == pytest.approx(999, abs=4 * np.sqrt(2 * 999))
+    assert (np.bincount(even, minlength=1000) == 50).all()
+    for labels in (drawn, even):
+        assert abs(np.corrcoef(labels[:-1], labels[1:])[0, 1]) < 0.02, (
+            "the order matters to the Inception Score's splits"
+        )
+    assert np.array_equal(labels_for(100, 1000, 0, False), drawn[:100]), "a label does not depend on how many are drawn"
+    assert not np.array_equal(labels_for(100, 1000, 1, False), drawn[:100])
