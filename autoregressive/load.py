@@ -58,8 +58,8 @@ def config_for(options: GPTOptions, weights: Weights, downsample: int) -> tuple[
             raise ValueError(f"--image-size {options.image_size}: {path} was trained on pictures of {size} px; "
                              "leave the flag out")  # fmt: skip
         if size not in (None, options.image_size):
-            raise ValueError(f"--image-size {options.image_size}: by its name, {path} was trained on pictures of {size} "
-                             "px; leave the flag out, or rename the file if its name is wrong")  # fmt: skip
+            raise ValueError(f"--image-size {options.image_size}: by its name, {path} was trained on pictures of "
+                             f"{size} px; leave the flag out, or rename the file if its name is wrong")  # fmt: skip
         size = options.image_size
     size = size or 384
     if size % downsample:

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import signal
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -165,7 +167,26 @@ def batch_loader(dataset: Dataset, batches: Iterable[list], workers: int) -> Dat
         collate_fn=dataset.collate,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
+        worker_init_fn=only_the_parent_ends_a_worker,
     )
+
+
+def only_the_parent_ends_a_worker(worker: int) -> None:
+    """Ctrl-C, or a SIGTERM to the whole process group, is for the main process, which still needs batches to save.
+
+    A SIGTERM of the parent itself is heeded (plainly ignoring it would make Python wait for its workers for ever when a
+    run ends in an error). Where a signal does not tell its sender (macOS), SIGTERM works as it always does.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_exit_on_the_parents_word, daemon=True).start()
+
+
+def _exit_on_the_parents_word() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _pictures(root: Path) -> list[str]:

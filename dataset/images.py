@@ -17,7 +17,6 @@ from torch.utils.data import Dataset, default_collate
 from dataset.augmentation import center_crop_arr, mirror, random_crop_arr, ten_crop, to_tensor
 from dataset.order import CROP_LEFT, CROP_SCALE, CROP_TOP, FLIP, draw
 
-
 TRIES = 16  # rows in a row that cannot be read before training gives up
 
 
@@ -93,7 +92,7 @@ class Images(Dataset):
 
     `augment`: "random" (published: short side between S/1.0 and S/0.8, then a random square), "center", or "none"
     (the pictures are S wide already). Crop and mirroring are functions of (seed, epoch, row). The next row that can be
-    read takes the place of a picture that cannot: "index" is the row that is served, "unreadable" is 1 (else 0).
+    read takes the place of a picture that cannot, with `replace`: "index" is the row that is served, "unreadable" is 1.
     """
 
     collate = staticmethod(default_collate)
@@ -105,8 +104,10 @@ class Images(Dataset):
         augment: Literal["random", "center", "none"] = "center",
         seed: int = 0,
         flip: bool = False,
+        replace: bool = False,
     ):
         self.source, self.size, self.augment, self.seed, self.flip = source, size, augment, seed, flip
+        self.replace = replace
 
     def __len__(self) -> int:
         return len(self.source)
@@ -119,8 +120,8 @@ class Images(Dataset):
                 picture = self._square(epoch, served)
                 break
             except ValueError as error:
-                if tried == TRIES - 1:
-                    raise ValueError(f"{error}; nor can the {tried} pictures before it be used") from error
+                if not self.replace or tried == TRIES - 1:
+                    raise
                 warnings.warn(f"{error}; the next picture takes its place", stacklevel=2)
         if picture.size != (self.size, self.size):
             raise ValueError(f"{name_of(self.source, served)}: is {picture.width}x{picture.height}, "

@@ -15,6 +15,6 @@ def read_samples(path: str) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"--samples {path}: not an npz of sample_c2i_ddp.py ({error})") from error
     count, height, width, _ = pictures.shape
     if height != width or height % 8:
-        raise ValueError(f"--samples {path}: pictures of {height} x {width} px; expected squares of 8, 16, 24, 32, ... px")
+        raise ValueError(f"--samples {path}: pictures of {height} x {width} px; expected squares of 8, 16, ... px")
     grey = pictures.mean(-1).reshape(count, 8, height // 8, 8, width // 8).mean((2, 4))  # [N, 8, 8]
     return grey.reshape(count, 64) * (16 / 255), labels

@@ -7,23 +7,23 @@ out=${1:-quickstart}
 began=$SECONDS
 step() { printf '\n== %s (%d s)\n' "$1" $((SECONDS - began)); }
 
-step "1/5  a tokenizer: 32-px pictures -> 8 x 8 codes out of 256"
-python3 tokenizer/tokenizer_image/vq_train.py --dataset digits --image-size 32 --vq-model VQ-4-tiny \
-    --perceptual-weight 0 --disc-weight 0 --lr 2e-3 --lr-schedule cosine --warmup-steps 20 --global-batch-size 32 \
-    --max-steps 500 --log-every 50 --ckpt-every 250 --keep-ckpts 1 --preview-every 250 --num-workers 1 \
-    --results-dir "$out" --run-name tokenizer --resume
-vq=$out/tokenizer/checkpoints/0000500.pt
+step "1/5  a tokenizer: 32-px pictures -> 4 x 4 codes out of 256"
+python3 tokenizer/tokenizer_image/vq_train.py --dataset digits --image-size 32 --vq-model VQ-8-tiny \
+    --codebook-size 256 --perceptual-weight 0 --disc-weight 0 --lr 2e-3 --lr-schedule cosine --warmup-steps 20 \
+    --global-batch-size 32 --max-steps 400 --log-every 50 --ckpt-every 200 --keep-ckpts 1 --preview-every 200 \
+    --num-workers 1 --results-dir "$out" --run-name tokenizer --resume
+vq=$out/tokenizer/checkpoints/0000400.pt
 
-step "2/5  codes of all training pictures"
-python3 autoregressive/train/extract_codes_c2i.py --dataset digits --image-size 32 --vq-ckpt "$vq" \
-    --code-path "$out/codes" --num-workers 1
+step "2/5  codes of five crops of every training picture"
+python3 autoregressive/train/extract_codes_c2i.py --dataset digits --image-size 32 --ten-crop --crop-range 1.1 \
+    --vq-ckpt "$vq" --code-path "$out/codes" --batch-size 128 --num-workers 1
 
 step "3/5  a GPT on those codes"
-python3 autoregressive/train/train_c2i.py --code-path "$out/codes" --gpt-model GPT-1M --vq-ckpt "$vq" \
-    --lr 2e-3 --lr-schedule cosine --warmup-steps 20 --global-batch-size 64 --max-steps 700 --val-fraction 0.05 \
-    --log-every 50 --ckpt-every 350 --keep-ckpts 1 --preview-every 350 --val-every 100 --num-workers 1 \
+python3 autoregressive/train/train_c2i.py --code-path "$out/codes" --gpt-model GPT-1M --vq-ckpt "$vq" --no-compile \
+    --lr 3e-3 --lr-schedule cosine --warmup-steps 50 --global-batch-size 64 --max-steps 1400 --val-fraction 0.05 \
+    --log-every 100 --ckpt-every 700 --keep-ckpts 1 --preview-every 700 --val-every 100 --num-workers 1 \
     --results-dir "$out" --run-name gpt --resume
-gpt=$out/gpt/checkpoints/0000700.pt
+gpt=$out/gpt/checkpoints/0001400.pt
 
 step "4/5  sampling: 8 of each digit, then 1,000 for the score"
 python3 autoregressive/sample/sample_c2i.py --gpt-ckpt "$gpt" --vq-ckpt "$vq" --cfg-scale 2 --top-k 0 \

@@ -88,7 +88,7 @@ def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
 
 
 def mix(x: Tensor) -> Tensor:
-    """A bijection of int32 that scatters its bits (the 'lowbias32' constants of C. Wellons), wrapping as hardware does."""
+    """A bijection of int32 that scatters its bits (C. Wellons's 'lowbias32'); products wrap, as hardware's do."""
     x = (x ^ ((x >> 16) & 0xFFFF)) * 0x7FEB352D
     x = (x ^ ((x >> 15) & 0x1FFFF)) * -2073254261  # 0x846ca68b
     return x ^ ((x >> 16) & 0xFFFF)

@@ -51,9 +51,9 @@ class ModelArgs:
         if self.model_type not in ("c2i", "t2i"):
             raise ValueError(f"model_type {self.model_type!r}: choose 'c2i' or 't2i'")
         if self.model_type == "c2i" and self.cls_token_num != 1:
-            raise ValueError(f"cls_token_num {self.cls_token_num}: a class-conditional GPT has exactly 1 condition token")
+            raise ValueError(f"cls_token_num {self.cls_token_num}: a class-conditional GPT has 1 condition token")
         if self.dim % self.n_head or (self.dim // self.n_head) % 4:
-            raise ValueError(f"dim {self.dim}: must be a multiple of 4 * n_head ({self.n_head}), for 2-D rotary positions")
+            raise ValueError(f"dim {self.dim}: must be a multiple of 4 * n_head ({self.n_head}), for 2-D positions")
         if self.n_head % self.n_kv_head:
             raise ValueError(f"n_kv_head {self.n_kv_head}: must divide n_head ({self.n_head})")
         if isqrt(self.block_size) ** 2 != self.block_size:
@@ -240,7 +240,7 @@ class CaptionProjection(nn.Module):
 
 
 class CaptionEmbedder(nn.Module):
-    """Caption features [B, P, caption_dim] -> P tokens. 'No caption' is a stored random tensor, saved but not trained."""
+    """Caption features [B, P, caption_dim] -> P tokens. 'No caption' is a stored tensor, saved but not trained."""
 
     def __init__(self, args: ModelArgs):
         super().__init__()
@@ -324,7 +324,7 @@ class Transformer(nn.Module):
         return self._cached(h, cache.view(length=h.shape[1]), positions, mask, causal=mask is None)
 
     def decode_one(self, codes: Tensor, position: Tensor, cache: KVCache, mask: Tensor | None = None) -> Tensor:
-        """One step: codes [B] stand at `position` (int64 [1], counted from the condition on); logits [B, C] of the next.
+        """Codes [B] stand at `position` (int64 [1], counted from the condition on); logits [B, C] of the next codes.
 
         Attends to all positions of `cache` that mask (bool [B or 1, 1, 1, T]) allows; None: to all of them, so the
         caller passes a view that ends at `position`.

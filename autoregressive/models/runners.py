@@ -22,7 +22,7 @@ class EagerRunner:
         self.keys: Tensor | None = None  # which cached positions may be attended to, bool [B, 1, 1, T]; None: all
 
     def start(self, cond: Tensor, codes: int, valid: Tensor | None = None) -> Tensor:
-        """Logits [B, C] of code 0. `codes`: how many will be decoded. valid bool [B, P]: caption rows that hold a token."""
+        """Logits [B, C] of code 0. `codes`: how many will be decoded. valid bool [B, P]: rows that hold a token."""
         args = self.model.config
         if not 1 <= codes <= args.block_size:
             raise ValueError(f"cannot decode {codes} codes: this GPT was built for 1 to {args.block_size} a picture")

@@ -40,7 +40,7 @@ def checkpoint_stem(gpt: GPTOptions) -> str:
 
 
 def labels_for(count: int, classes: int, seed: int, balance: bool) -> np.ndarray:
-    """int64 [count], each a function of (seed, picture): independent and uniform, or in shuffled blocks of all classes."""
+    """int64 [count], functions of (seed, picture): independent and uniform, or in shuffled blocks of all classes."""
     if balance:
         blocks = np.arange(-(-count // classes))[:, None]
         keys = draw(seed, blocks, np.arange(classes), LABEL)  # [blocks, classes]

@@ -117,7 +117,7 @@ def load_pipeline(gpt: GPTOptions, tokenizer: TokenizerOptions, machine: Machine
     """Load both models and see that they fit each other. `device` overrides what `machine` says (one GPU of many)."""
     machine = machine or MachineOptions()
     device = device or pick_device(machine.device)
-    vq = load_tokenizer(tokenizer, device, pick_precision(machine.decode_precision, device))
+    vq = load_tokenizer(tokenizer, device, pick_precision(machine.decode_precision, device, "--decode-precision"))
     loaded = load_gpt(gpt, vq.model.downsample, device, pick_precision(machine.precision, device))
     vocabulary, codebook = loaded.model.config.vocab_size, vq.model.config.codebook_size
     if vocabulary != codebook:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from dataset.options import DataOptions
 from engine.config import Auto
-from engine.options import OptimOptions, RunOptions
+from engine.options import OptimOptions, RunOptions, at_least
 from tokenizer.tokenizer_image.vq_options import TokenizerOptions
 
 
@@ -94,9 +94,7 @@ class Extraction:
     """The first 64 pictures only, to see that everything fits."""
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "batch_size", "shard_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
+        at_least(self, 1, "image_size", "batch_size", "shard_size")
         if not 0 <= self.max_bad <= 1:
             raise ValueError(f"--max-bad {self.max_bad}: is a share of the pictures, from 0 to 1")
         if self.ten_crop and min(self.crop_range, default=0) < 1:

@@ -144,8 +144,9 @@ def train_c2i(options: TrainC2I) -> None:
     data = Codes(store, optim.global_seed, train_rows)
     held_out = Codes(val_store, optim.global_seed, val_rows) if checks.val_code_path or checks.val_fraction else None
     if held_out is not None and len(held_out) < context.world:
-        raise ValueError(f"{'--val-code-path' if checks.val_code_path else '--val-fraction'}: holds out {len(held_out)} "
-                         f"pictures, fewer than the {context.world} processes; hold out more")  # fmt: skip
+        flag = "--val-code-path" if checks.val_code_path else "--val-fraction"
+        raise ValueError(f"{flag}: holds out {len(held_out)} pictures, fewer than the {context.world} processes; "
+                         "hold out more")  # fmt: skip
 
     torch.manual_seed(optim.global_seed)
     residual = 0.0 if model_options.drop_path_rate > 0 else model_options.dropout_p

@@ -101,10 +101,46 @@ def test_a_folder_with_pictures_of_other_settings_is_refused(one_process, files,
         sample_many(many(files, tmp_path))
 
 
-@pytest.mark.parametrize("field", ["num_fid_samples", "per_proc_batch_size", "image_size_eval"])
-def test_counts_below_one_are_refused(field, files, tmp_path):
-    with pytest.raises(ValueError, match=f"--{field.replace('_', '-')} 0"):
-        sample_many(many(files, tmp_path, **{field: 0}))
+def test_pictures_of_other_weights_are_refused(one_process, files, tmp_path):
+    """A training run writes its checkpoints under the same name again and again."""
+    held = torch.load(files / "gpt.pt")
+    held["model"]["output.weight"][0] += 1
+    torch.save({**held, "ema": held["model"]}, tmp_path / "gpt.pt")
+    other = replace(many(files, one_process.parent).gpt, gpt_ckpt=str(tmp_path / "gpt.pt"))
+    for gpt, named in ((other, "gpt_checksum"), (replace(other, use_ema=True), "gpt_checksum .*use_ema False")):
+        with pytest.raises(ValueError, match=rf"--sample-dir .*other settings \({named}"):
+            sample_many(replace(many(files, one_process.parent), gpt=gpt))
+    machine = replace(MACHINE, decode_precision="bf16")
+    with pytest.raises(ValueError, match=r"other settings \(decode_precision float32\)"):
+        sample_many(replace(many(files, one_process.parent), machine=machine))
+
+
+def test_rank_0_says_which_pictures_are_missing(files, tmp_path, monkeypatch):
+    """Its list goes to all: on a network folder another rank may see fewer files, and leave some to nobody."""
+    monkeypatch.setattr(Context, "share", lambda self, value: value[:2])
+    asked = []
+    monkeypatch.setattr("autoregressive.sample.many.sample_missing", lambda *given: asked.extend(given[3]))
+    with pytest.raises(FileNotFoundError):  # the npz, as nothing was sampled
+        sample_many(many(files, tmp_path))
+    assert asked == [0, 1]
+
+
+def test_the_decode_batch_is_heard(files, tmp_path, monkeypatch):
+    batches = []
+
+    def decode(self, codes, batch=8):
+        batches.append(len(codes))
+        return torch.zeros(len(codes), 3, 16, 16)
+
+    monkeypatch.setattr(Pipeline, "decode", decode)
+    sample_many(many(files, tmp_path, per_proc_batch_size=10, decode_batch_size=9))
+    assert batches == [9, 1]
+
+
+@pytest.mark.parametrize("field", ["num_fid_samples", "per_proc_batch_size", "image_size_eval", "decode_batch_size"])
+def test_counts_below_one_are_refused(field):
+    with pytest.raises(ValueError, match=f"--{field.replace('_', '-')} 0: must be at least 1"):
+        ManyOptions(**{field: 0})
 
 
 def test_labels_are_uniform_independent_and_balanced_on_request():
@@ -118,3 +154,6 @@ def test_labels_are_uniform_independent_and_balanced_on_request():
         )
     assert np.array_equal(labels_for(100, 1000, 0, False), drawn[:100]), "a label does not depend on how many are drawn"
     assert not np.array_equal(labels_for(100, 1000, 1, False), drawn[:100])
+    assert np.array_equal(labels_for(2500, 1000, 0, True), even[:2500]), "nor does a balanced one"
+    assert (np.sort(even.reshape(50, 1000), axis=1) == np.arange(1000)).all(), "a block holds each class once"
+    assert not np.array_equal(even[:1000], even[1000:2000]) and not np.array_equal(labels_for(9, 9, 1, True), even[:9])

@@ -10,10 +10,9 @@ import torch
 from PIL import Image
 from tiny_pipeline import MACHINE, options, write_files
 
-import autoregressive.sample.grid as grid_module
 from autoregressive.models.generate import Sampling
 from autoregressive.options import GPTOptions, SamplingOptions
-from autoregressive.sample.grid import sample_grid
+from autoregressive.sample.grid import now, sample_grid
 from autoregressive.sample.options import GridOptions, SampleC2I
 from autoregressive.sample.pipeline import load_pipeline
 from engine.checkpoint import save_safetensors
@@ -135,6 +134,9 @@ def test_published_files_of_another_size_are_refused(files, tmp_path):
         load_pipeline(*options(files, {**gpt, "gpt_model": "GPT-B"}), MACHINE)
     with pytest.raises(ValueError, match=r"--image-size 18: must be a multiple of .* 4"):
         load_pipeline(*options(files, {**gpt, "image_size": 18}), MACHINE)
+    torch.save(torch.load(files / "gpt.pt")["model"], tmp_path / "c2i_B_384.pt")
+    with pytest.raises(ValueError, match=r"--image-size 16: .*c2i_B_384\.pt .* pictures of 384 px; .* rename the file"):
+        load_pipeline(*options(files, {**gpt, "gpt_ckpt": str(tmp_path / "c2i_B_384.pt")}), MACHINE)
     partial = {k: v for k, v in torch.load(files / "gpt.pt")["model"].items() if "layers.2" not in k}
     torch.save(partial, tmp_path / "gpt.pt")
     with pytest.raises(ValueError, match=r"--gpt-ckpt .*gpt\.pt: .* missing \(layers\.2\..*Is it a GPT-1M"):
@@ -209,3 +211,43 @@ def test_a_grid_and_single_files_are_written(files, expected, tmp_path, capsys):
     assert json.loads(Image.open(tmp_path / "single" / "000003.png").text["settings"])["class"] == "grey whale"
     assert Image.open(tmp_path / "grid.png").size[0] > 4 * 16
     assert "codes/s" in capsys.readouterr().out
+
+
+def test_where_pictures_go_is_checked_before_anything_is_loaded(files, tmp_path):
+    with pytest.raises(ValueError, match=r"--output grid\.jpg: must end in \.png"):
+        GridOptions(output="grid.jpg")
+    (tmp_path / "file").write_text("")
+    for flag, given in (("output", tmp_path / "file" / "grid.png"), ("single_dir", tmp_path / "file")):
+        grid = GridOptions(**{"output": str(tmp_path / "grid.png"), flag: str(given)})
+        nothing = options(files, {"gpt_ckpt": "nowhere.pt"})
+        with pytest.raises(ValueError, match=rf"--{flag.replace('_', '-')}: cannot write into the folder .*file"):
+            sample_grid(SampleC2I(*nothing, MACHINE, grid=grid))
+
+
+@pytest.mark.parametrize("flag", ["--num-images", "--per-row", "--batch-size"])
+def test_counts_below_one_are_refused(flag, capsys):
+    with pytest.raises(SystemExit):
+        parse(SampleC2I, [flag, "0"])
+    assert f"{flag} 0: must be at least 1" in capsys.readouterr().err
+
+
+def test_the_clock_waits_for_the_device(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: waited.append("mps"))
+    for name in ("cpu", "cuda", "mps"):
+        now(torch.device(name))
+    assert waited == [torch.device("cuda"), "mps"]
+
+
+def test_pictures_are_decoded_so_many_at_a_time(files, monkeypatch):
+    pipeline = load_pipeline(*options(files), MACHINE)
+    decode, batches = pipeline.tokenizer.model.decode_code, []
+
+    def counted(codes, shape):
+        batches.append(len(codes))
+        return decode(codes, shape)
+
+    monkeypatch.setattr(pipeline.tokenizer.model, "decode_code", counted)
+    codes = torch.arange(20 * 16).reshape(20, 16) % 256
+    assert pipeline.to_pictures(codes, batch=15).shape == (20, 16, 16, 3) and batches == [15, 5]

@@ -62,6 +62,13 @@ def test_random_crop_reaches_every_corner_and_stays_inside():
     assert places == {(top, left) for top in range(5) for left in range(15)}
 
 
+def test_a_picture_much_longer_than_wide_is_refused():
+    center_crop_arr(Image.new("RGB", (100, 2)), 8)
+    for crop in (center_crop_arr, random_crop_arr, lambda picture, size: ten_crop(picture, size, 1.1)):
+        with pytest.raises(ValueError, match="a picture of 2 x 101 pixels: its long side may be 50 times"):
+            crop(Image.new("RGB", (2, 101)), 8)
+
+
 def test_random_crop_without_draws_is_random():
     assert len({random_crop_arr(picture(100, 140), 32).tobytes() for _ in range(8)}) > 4
 

@@ -207,6 +207,28 @@ def test_an_unreadable_picture_is_named(folder):
     dataset = Images(build_source("folder", str(folder)), 16)
     with pytest.raises(ValueError, match=r"cat/b\.png: not a readable picture"):
         dataset[4]
+    Image.new("RGB", (3000, 2)).save(torn)
+    for augment in ("center", "random"):
+        with pytest.raises(ValueError, match=r"cat/b\.png: a picture of 3000 x 2 pixels"):
+            Images(dataset.source, 16, augment)[4]
+
+
+def test_training_takes_the_next_picture_for_one_that_cannot_be_read(folder):
+    source = build_source("folder", str(folder))
+    dataset = Images(source, 16, "random", seed=1, flip=True, replace=True)
+    whole = [dataset[3, row] for row in range(6)]
+    assert all(float(sample["unreadable"]) == 0 for sample in whole)
+    for row in (4, 5):
+        Path(source.path(row)).write_bytes(b"torn")
+    with pytest.warns(UserWarning, match=r"cat/b\.png: not a readable picture .*the next picture takes its place"):
+        batch = next(iter(batch_loader(dataset, [[(3, 3), (3, 4)]], 0)))
+    assert batch["index"].tolist() == [3, 0] and batch["unreadable"].tolist() == [0, 1]
+    assert batch["label"].tolist() == [source.label(3), source.label(0)]
+    assert torch.equal(batch["image"][1], whole[0]["image"])
+    for row in range(6):
+        Path(source.path(row)).write_bytes(b"torn")
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="not a readable picture"):
+        dataset[3, 0]
 
 
 def test_crops_to_encode(folder):
@@ -229,6 +251,8 @@ def test_crops_to_encode(folder):
 def test_crops_set_unreadable_pictures_apart(folder):
     (folder / "Dog" / "r.PNG").write_bytes(b"not a picture")
     source = build_source("folder", str(folder))
+    Image.new("RGB", (2, 3000)).save(source.path(3))
+    assert "2 x 3000 pixels" in Crops(source, 16)[3].reason
     some, none = batch_loader(Crops(source, 16), [[0, 1, 2], [1]], 0)
     assert some["index"].tolist() == [0, 2] and len(some["images"]) == 2
     assert [(bad.row, bad.path) for bad in some["skipped"]] == [(1, source.path(1))] and "r.PNG" in some["skipped"][

@@ -5,7 +5,7 @@ from typing import Literal
 
 from dataset.options import DataOptions
 from engine.config import Auto
-from engine.options import OptimOptions, RunOptions
+from engine.options import OptimOptions, RunOptions, at_least
 
 
 @dataclass
@@ -79,8 +79,7 @@ class TokenizerTraining:
     """End with an error if a larger share of the pictures cannot be read; their neighbours take their places."""
 
     def __post_init__(self) -> None:
-        if self.image_size < 1:
-            raise ValueError(f"--image-size {self.image_size}: must be at least 1")
+        at_least(self, 1, "image_size")
         if not 0 <= self.max_bad <= 1:
             raise ValueError(f"--max-bad {self.max_bad}: is a share of the pictures, from 0 to 1")
 

@@ -122,7 +122,7 @@ def train_tokenizer(options: TrainTokenizer) -> None:
     training, optim, data = options.training, options.optim, options.data
     context = setup(optim.device)
     source = build_source(data.dataset, data.data_path, data.split, training.data_face_path)
-    images = Images(source, training.image_size, "random", optim.global_seed, data.flips)
+    images = Images(source, training.image_size, "random", optim.global_seed, data.flips, replace=True)
     order = Order(len(images), optim.global_batch_size, optim.global_seed)
 
     path = options.tokenizer.vq_ckpt
@@ -148,7 +148,7 @@ def train_tokenizer(options: TrainTokenizer) -> None:
         optimizer_disc = adamw(discriminator, optim.lr, betas, decay)
     perceptual = build_perceptual(options.loss.perceptual_weight, options.loss.perceptual_net, context.device)
 
-    centre = Images(source, training.image_size, "center")
+    centre = Images(source, training.image_size, "center", replace=True)
     rows = np.linspace(0, len(source) - 1, min(PREVIEW_PICTURES, len(source))).astype(int).tolist()
     previews = torch.stack([centre[row]["image"] for row in rows])
     papers = {"model": name, "image_size": training.image_size, "class_names": source.class_names}
