@@ -98,6 +98,7 @@ class Codes(Dataset):
 
     def __init__(self, store: AnyCodes, seed: int, pictures: np.ndarray | None = None):
         self.store, self.seed = store, seed
+        self.mapped = isinstance(store, CodeStore)  # read by page, not by opening a file for each picture
         self.pictures = np.arange(store.count) if pictures is None else pictures
 
     def __len__(self) -> int:

@@ -291,3 +291,13 @@ def test_split_parts(tmp_path):
     writer.write_shard(0, CODES, LABELS, np.arange(ROWS))
     writer.finish()
     assert kept == set(split(CodeStore(tmp_path / "all"), 0.3, 0)[1]) - set(BAD)
+
+
+def test_reading_ahead_gives_the_same_batches(tmp_path):
+    store = make_store(tmp_path)
+    dataset, order = Codes(store, seed=3), Order(store.count, 2, 3)
+    plain = list(loader(dataset, order, 0, 1, 1, 7, workers=0))
+    ahead = list(loader(dataset, order, 0, 1, 1, 7, workers=4))
+    assert len(plain) == len(ahead) == 6
+    for one, other in zip(plain, ahead):
+        assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
