@@ -26,9 +26,9 @@ python3 autoregressive/train/train_c2i.py --code-path "$out/codes" --gpt-model G
 gpt=$out/gpt/checkpoints/0001400.pt
 
 step "4/5  sampling: 8 of each digit, then 1,000 for the score"
-python3 autoregressive/sample/sample_c2i.py --gpt-ckpt "$gpt" --vq-ckpt "$vq" --cfg-scale 2 --top-k 0 \
+python3 autoregressive/sample/sample_c2i.py --gpt-ckpt "$gpt" --vq-ckpt "$vq" --cfg-scale 2 --top-k 0 --top-p 0.9 \
     --labels 0 1 2 3 4 5 6 7 8 9 --num-images 80 --per-row 10 --output "$out/samples.png"
-python3 autoregressive/sample/sample_c2i_ddp.py --gpt-ckpt "$gpt" --vq-ckpt "$vq" --cfg-scale 2 --balance \
+python3 autoregressive/sample/sample_c2i_ddp.py --gpt-ckpt "$gpt" --vq-ckpt "$vq" --cfg-scale 2 --top-p 0.9 --balance \
     --image-size-eval 32 --num-fid-samples 1000 --per-proc-batch-size 250 --sample-dir "$out/samples"
 
 step "5/5  how good is it?"

@@ -43,8 +43,8 @@ class GPTTraining:
     class_dropout_prob: float = 0.1
     """How often a class is replaced by 'no class', which guidance needs."""
     num_workers: int = 24
-    """Processes that load codes in the published layout, per rank (never more than there are cores); a code store is read
-    by one thread. 0: nothing beside the main process."""
+    """Processes that load codes in the published layout, per rank (never more than there are cores); a code store is
+    read by one thread. 0: nothing beside the main process."""
 
 
 @dataclass
