@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From nothing to sampled pictures: sets the environment up, then does the main job on the handwritten digits that
-# scikit-learn ships, with the same commands, flags and formats as a big run. About 5 minutes on 2 CPU cores.
+# scikit-learn ships, with the same commands, flags and formats as a big run. About 4 minutes on 2 CPU cores.
 # Pictures, curves and the score are left in quickstart/; a stopped run goes on when it is started again.
 source "$(dirname "$0")/environment.sh"
 out=${1:-quickstart}
