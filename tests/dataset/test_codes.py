@@ -296,8 +296,8 @@ def test_split_parts(tmp_path):
 def test_reading_ahead_gives_the_same_batches(tmp_path):
     store = make_store(tmp_path)
     dataset, order = Codes(store, seed=3), Order(store.count, 2, 3)
-    plain = list(loader(dataset, order, 0, 1, 1, 7, workers=0))
-    ahead = list(loader(dataset, order, 0, 1, 1, 7, workers=4))
-    assert len(plain) == len(ahead) == 6
+    plain = list(loader(dataset, order, 0, 1, 1, 21, workers=0))  # more than are read ahead at once
+    ahead = list(loader(dataset, order, 0, 1, 1, 21, workers=4))
+    assert len(plain) == len(ahead) == 20
     for one, other in zip(plain, ahead):
         assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
