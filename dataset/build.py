@@ -4,9 +4,10 @@ import json
 import os
 import re
 import signal
+import sys
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dataset.classes import imagenet_classes
 from dataset.digits import digits
-from dataset.images import ArraySource, FileSource, ImageSource
+from dataset.images import ArraySource, Crops, FileSource, ImageSource
 from dataset.order import Order, RankBatches
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -191,6 +192,27 @@ def batch_loader(dataset: Dataset, batches: Iterable[list], workers: int) -> Dat
         persistent_workers=workers > 0,
         worker_init_fn=only_the_parent_ends_a_worker,
     )
+
+
+def center_crops(
+    source: ImageSource, size: int, rows: Sequence[int], batch: int, workers: int, max_bad: float
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Batches {"images": uint8 [B, size, size, 3], "label", "index": int64 [B]} of centre crops, as `rows` has them.
+
+    Pictures that cannot be read are named and left out; more than a share of max_bad ends it with a ValueError.
+    """
+    bad = 0
+    batches = [list(rows[i : i + batch]) for i in range(0, len(rows), batch)]
+    for part in batch_loader(Crops(source, size, flip=False), batches, workers):
+        for skipped in part["skipped"]:
+            print(f"left out: {skipped.reason}", file=sys.stderr)
+        bad += len(part["skipped"])
+        if bad > max_bad * len(rows):
+            raise ValueError(f"{bad} of {len(rows)} pictures cannot be read, more than --max-bad {max_bad} allows; the "
+                             f"last: {part['skipped'][-1].reason}")  # fmt: skip
+        if part["images"] is not None:
+            images = part["images"][:, 0].permute(0, 2, 3, 1)
+            yield {"images": images, "label": part["label"], "index": part["index"]}
 
 
 def only_the_parent_ends_a_worker(worker: int) -> None:

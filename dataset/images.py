@@ -3,9 +3,11 @@
 A legend: B pictures, K crops of a picture, S the side of a crop.
 """
 
+import hashlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -145,6 +147,17 @@ class Images(Dataset):
             return center_crop_arr(picture, self.size) if self.augment == "center" else picture
         except ValueError as error:
             raise ValueError(f"{name_of(self.source, row)}: {error}") from error
+
+
+def fingerprint(source: ImageSource, data_path: str | None) -> str:
+    """A short hash of the list of pictures: paths below --data-path, wherever that lies, and labels."""
+    root = Path(data_path or "")
+    prefix = str(root.parent if root.suffix == ".jsonl" else root)
+    digest = hashlib.sha256()
+    for row in range(len(source)):
+        line = f"{(source.path(row) or '').removeprefix(prefix)}\t{source.label(row)}\n"
+        digest.update(line.encode(errors="surrogateescape"))
+    return digest.hexdigest()[:16]
 
 
 def name_of(source: ImageSource, row: int) -> str:

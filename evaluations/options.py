@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass, field
 
+from tyro.conf import Positional
+
 from dataset.options import DataOptions
-from engine.options import OptimOptions, RunOptions
+from engine.options import OptimOptions, RunOptions, at_least
 
 
 @dataclass
@@ -58,3 +60,63 @@ class PlotLosses:
     """NAME=DIR for each training run: DIR is the run's folder (or its metrics.jsonl), NAME stands above its panels."""
     output: str = "losses.png"
     """The picture."""
+
+
+@dataclass
+class FeatureOptions:
+    """By which network pictures are compared."""
+
+    feature_net: str | None = None
+    """The network: Inception's weights (pt_inception-2015-12-05-6726825d.pth), or a classifier of
+    evaluations/classifier.py. Default: Inception's weights, fetched once."""
+    batch_size: int = 64
+    """Pictures that go through the network at once."""
+    cache: bool = True
+    """Keep the features beside the pictures' file (NAME.features-NETWORK.safetensors), so that the next call is
+    quick."""
+    device: str = "auto"
+    """cuda, mps or cpu; auto takes the first that is there."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "batch_size")
+
+
+@dataclass
+class EvaluatorOptions:
+    ref_batch: Positional[str]
+    """The reference: an npz with statistics (mu, sigma, mu_s, sigma_s), pictures (arr_0) or both, or a folder."""
+    sample_batch: Positional[str]
+    """The pictures to score: an npz (arr_0), or a folder."""
+    force: bool = False
+    """Score a pairing that does not fit, too; the report says what is wrong with it."""
+
+
+@dataclass
+class Evaluate:
+    evaluator: EvaluatorOptions
+    features: FeatureOptions = field(default_factory=FeatureOptions)
+
+
+@dataclass
+class ReferenceOptions:
+    output: str = "reference.npz"
+    """The reference file."""
+    image_size: int = 256
+    """Side in pixels to which pictures are centre-cropped."""
+    keep: int = 10_000
+    """Pictures that are stored in it, for precision and recall, drawn from all."""
+    seed: int = 0
+    """Decides which."""
+    max_bad: float = 0.001
+    """End with an error if a larger share of the pictures cannot be read."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "image_size")
+        at_least(self, 0, "keep", "max_bad")
+
+
+@dataclass
+class Reference:
+    reference: ReferenceOptions = field(default_factory=ReferenceOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    features: FeatureOptions = field(default_factory=lambda: FeatureOptions(cache=False))

@@ -22,14 +22,14 @@ from evaluations.convnet import ConvNet, ConvNetConfig
 from evaluations.options import Score
 
 
-def load_classifier(path: str, device: torch.device | str = "cpu") -> tuple[ConvNet, dict]:
+def load_classifier(path: str, device: torch.device | str = "cpu", flag: str = "--classifier") -> tuple[ConvNet, dict]:
     """The network in eval mode on `device`, and its papers."""
-    weights = read_weights(path, flag="--classifier")
+    weights = read_weights(path, flag=flag)
     if weights.meta.get("kind") != "classifier":
         kind = weights.meta.get("kind", "something unknown")
-        raise ValueError(f"--classifier {path}: holds {kind}, not a classifier; train one by evaluations/classifier.py")
+        raise ValueError(f"{flag} {path}: holds {kind}, not a classifier; train one by evaluations/classifier.py")
     model = ConvNet(ConvNetConfig(**weights.meta["config"]))
-    load_strict(model, weights, "--classifier")
+    load_strict(model, weights, flag)
     return model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False), weights.meta
 
 

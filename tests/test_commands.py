@@ -28,6 +28,8 @@ COMMANDS = [
     "autoregressive/train/draw_codes.py",
     "autoregressive/train/extract_codes_c2i.py",
     "autoregressive/train/train_c2i.py",
+    "evaluations/c2i/evaluator.py",
+    "evaluations/c2i/reference.py",
     "evaluations/classifier.py",
     "evaluations/plot_losses.py",
     "evaluations/score.py",
@@ -37,7 +39,8 @@ COMMANDS = [
     "tokenizer/tokenizer_image/vq_train.py",
 ]
 CHECKED = [command for command in COMMANDS if command in PUBLISHED]
-REQUIRED = {"--code-path": "codes"}  # what has no default here either
+# What has no default here either; a name without dashes is a place on the command line.
+REQUIRED = {"--code-path": "codes", "ref_batch": "reference.npz", "sample_batch": "samples.npz"}
 NAMES = {"GPT names": [name for name in GPT_CONFIGS if name[-1] != "M"], "tokenizer names": ["VQ-16", "VQ-8"]}
 
 # (command, flag): why its default is another one than the published.
@@ -59,7 +62,12 @@ def options_of(command: str) -> type:
 def required(command: str) -> list[str]:
     """Arguments that the command does not go without, which old scripts give, too."""
     takes = {field for part in parts(options_of(command)) for field in part}
-    return [word for flag, value in REQUIRED.items() if flag[2:].replace("-", "_") in takes for word in (flag, value)]
+    given = [(flag, value) for flag, value in REQUIRED.items() if field_of(flag) in takes]
+    return [word for flag, value in given for word in ((flag, value) if flag[0] == "-" else (value,))]
+
+
+def field_of(flag: str) -> str:
+    return flag.removeprefix("--").replace("-", "_")
 
 
 def parts(options: type) -> list[dict[str, typing.Any]]:
@@ -81,7 +89,7 @@ def flat(options) -> dict[str, typing.Any]:
 def held(options, flag: str):
     """The value behind a published flag; --no-x is the opposite of x."""
     values = flat(options)
-    field = flag[2:].replace("-", "_")
+    field = field_of(flag)
     value = values[field] if field in values else not values[field.removeprefix("no_")]
     return value[0] if isinstance(value, tuple) and len(value) == 1 else value
 
@@ -95,7 +103,7 @@ def samples(flag: dict) -> list[tuple[list[str], typing.Any]]:
     return [([flag["flag"], str(value)], value) for value in (NAMES[choices] if isinstance(choices, str) else choices)]
 
 
-FLAGS = [(command, flag) for command in CHECKED for flag in PUBLISHED[command]]
+FLAGS = [(command, flag) for command in CHECKED for flag in PUBLISHED[command] if flag["flag"][0] == "-"]
 
 
 def test_every_command_is_listed():
@@ -129,6 +137,7 @@ COMMAND_LINES = [
     f"autoregressive/sample/sample_c2i.py {VQ} {GPT} --image-size 384",
     f"autoregressive/sample/sample_c2i.py {VQ} {GPT} --from-fsdp --image-size 384",
     f"autoregressive/sample/sample_c2i_ddp.py {VQ} {GPT} --image-size 384 --image-size-eval 256 --cfg-scale 2.0",
+    "evaluations/c2i/evaluator.py VIRTUAL_imagenet256_labeled.npz samples/NAME.npz",
     f"autoregressive/train/extract_codes_c2i.py {VQ} --data-path IMAGENET/train --code-path DIR --ten-crop "
     "--crop-range 1.1 --image-size 384",
     "autoregressive/train/train_c2i.py --cloud-save-path DIR --code-path DIR --image-size 384 --gpt-model GPT-B",

@@ -5,9 +5,6 @@ Shards are dealt out to the ranks, so the store does not depend on how many ther
 Axes: B pictures, K crops of a picture, N codes of a crop.
 """
 
-import hashlib
-from pathlib import Path
-
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -15,7 +12,7 @@ from tqdm import tqdm
 from autoregressive.train.options import ExtractCodes
 from dataset.build import batch_loader, build_source
 from dataset.codes import CodeStoreWriter
-from dataset.images import Crops, ImageSource, scale
+from dataset.images import Crops, fingerprint, scale
 from engine.distributed import Context, leave, pick_precision, setup
 from tokenizer.tokenizer_image.vq_load import Tokenizer, load_tokenizer
 
@@ -60,17 +57,6 @@ def extract_codes(options: ExtractCodes) -> None:
         finish(writer, count, extraction.max_bad)
     context.barrier()
     leave()
-
-
-def fingerprint(source: ImageSource, data_path: str | None) -> str:
-    """A short hash of the list of pictures: paths below --data-path, wherever that lies, and labels."""
-    root = Path(data_path or "")
-    prefix = str(root.parent if root.suffix == ".jsonl" else root)
-    digest = hashlib.sha256()
-    for row in range(len(source)):
-        line = f"{(source.path(row) or '').removeprefix(prefix)}\t{source.label(row)}\n"
-        digest.update(line.encode(errors="surrogateescape"))
-    return digest.hexdigest()[:16]
 
 
 def write_shard(writer: CodeStoreWriter, shard: int, crops: Crops, tokenizer: Tokenizer, options: ExtractCodes,

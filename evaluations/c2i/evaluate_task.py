@@ -1,0 +1,152 @@
+"""Inception Score, FID, sFID, precision and recall of a file of pictures, by ADM's protocol (Dhariwal and Nichol 2021).
+
+Axes: N pictures, D features.
+"""
+
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import version
+
+import torch
+from torch import Tensor
+
+from engine.checkpoint import write_json, write_text
+from evaluations.archive import Pictures, open_pictures
+from evaluations.feature_task import activations_of, load_feature_net
+from evaluations.features import Activations, FeatureNet
+from evaluations.metrics import NEIGHBOURS, SPLIT, Gaussian, frechet_distance, inception_score, precision_recall
+from evaluations.options import Evaluate, FeatureOptions
+from evaluations.pairing import problems
+
+# Printed in this order, by these names.
+SCORES = {"inception_score": "Inception Score", "fid": "FID", "sfid": "sFID", "precision": "Precision",
+          "recall": "Recall"}  # fmt: skip
+PROTOCOL = {
+    "source": "Dhariwal and Nichol 2021 (ADM)",
+    "fid": "pool_3, 2048 features",
+    "sfid": "mixed_6/conv, first 7 channels, 2023 features",
+    "inception_score": f"logits without bias, splits of {SPLIT} in file order",
+    "precision_recall": f"pool_3, k = {NEIGHBOURS}",
+}
+
+
+@dataclass
+class Side:
+    """Reference or samples: pictures where there are any, their features, and the statistics that count."""
+
+    pictures: Pictures
+    identity: str  # the file's SHA-256
+    activations: Activations | None
+    statistics: dict[str, tuple[Tensor, Tensor]]  # "pool", "spatial" -> mean, covariance
+    from_file: bool  # whether the statistics stand in the file
+
+    def papers(self) -> dict:
+        return {
+            "file": self.pictures.path.name,
+            "sha256": self.identity,
+            "pictures": len(self.pictures),
+            "kind": self.pictures.kind,
+            "statistics": "of the file" if self.from_file else "of its pictures",
+            "made_by": {name: value for name, value in self.pictures.meta.items() if name != "kind"},
+        }
+
+
+def open_side(pictures: Pictures, net: FeatureNet, options: FeatureOptions, what: str) -> Side:
+    """Features of its pictures, and its statistics: those of the file where it has them."""
+    identity = pictures.sha256()
+    held = {part: (f"mu{end}", f"sigma{end}") for part, end in (("pool", ""), ("spatial", "_s"))
+            if {f"mu{end}", f"sigma{end}"} <= set(pictures.names)}  # fmt: skip
+    activations = activations_of(pictures, identity, net, options, what) if len(pictures) else None
+    statistics = {}
+    for part in ("pool", "spatial"):
+        if part in held:
+            statistics[part] = tuple(torch.from_numpy(pictures.array(name)).double() for name in held[part])
+        elif activations is not None and not held:
+            own: Gaussian = getattr(activations, f"{part}_statistics")
+            statistics[part] = (own.mean, own.covariance)
+    made_with = pictures.meta.get("network", net.checksum if net.standard else None)
+    width = len(statistics["pool"][0])
+    if held and (width != net.width or made_with != net.checksum):
+        raise ValueError(f"{pictures.path}: its statistics are of another network's features ({width} of them, network "
+                         f"{made_with or 'Inception 2015-12-05'}) than those of {net.name} ({net.width}, network "
+                         f"{net.checksum}); give --feature-net the network that made them, or make a reference by "
+                         "evaluations/c2i/reference.py with this one")  # fmt: skip
+    return Side(pictures, identity, activations, statistics, bool(held))
+
+
+def score(reference: Side, samples: Side, net: FeatureNet) -> tuple[dict[str, float], list[str]]:
+    """The scores that the two sides allow, and a sentence on each that they do not."""
+    notes = []
+    scores = {"inception_score": inception_score(net.logits(samples.activations.pooled))}
+    for name, part in (("fid", "pool"), ("sfid", "spatial")):
+        if part in reference.statistics and part in samples.statistics:
+            scores[name] = frechet_distance(*samples.statistics[part], *reference.statistics[part])
+        else:
+            notes.append(f"{SCORES[name]} is left out: {reference.pictures.path.name} has no mu_s and sigma_s")
+    if reference.activations is None:
+        notes.append(f"Precision and recall are left out: {reference.pictures.path.name} has no pictures (arr_0)")
+    else:
+        real, sampled = (side.activations.pooled.to(net.device) for side in (reference, samples))
+        scores["precision"], scores["recall"] = precision_recall(real, sampled)
+    return scores, notes
+
+
+@dataclass
+class Report:
+    """Scores with all that is needed to judge them."""
+
+    scores: dict[str, float]
+    net: FeatureNet
+    reference: Side
+    samples: Side
+    notes: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """First whether the scores compare with published ones, if not; then the scores."""
+        first = []
+        if not self.net.standard:
+            first = [f"Features of {self.net.name}, network {self.net.checksum}, not of Inception 2015-12-05: "
+                     "these scores compare with no published ones"]  # fmt: skip
+        return [*first, *(f"{words}: {self.scores[name]}" for name, words in SCORES.items() if name in self.scores),
+                *(f"note: {note}" for note in self.notes)]  # fmt: skip
+
+    def data(self) -> dict:
+        return {
+            "scores": self.scores,
+            "comparable_with_published": self.net.standard,
+            "notes": self.notes,
+            "protocol": PROTOCOL,
+            "network": {"name": self.net.name, "checksum": self.net.checksum, "features": self.net.width},
+            "reference": self.reference.papers(),
+            "samples": self.samples.papers(),
+            "versions": {name: version(name) for name in ("torch", "numpy", "pillow")},
+            "device": str(self.net.device),
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }
+
+
+def evaluate(options: Evaluate) -> Report:
+    """Score sample_batch against ref_batch; print the report, write it as .txt and .json beside the samples."""
+    paths = (options.evaluator.ref_batch, options.evaluator.sample_batch)
+    reference, samples = (open_pictures(path) for path in paths)
+    if not len(samples):
+        raise ValueError(f"{samples.path}: holds statistics, but no pictures (arr_0) to score; the reference comes "
+                         "first, the samples second")  # fmt: skip
+    net = load_feature_net(options.features.feature_net, options.features.device)
+    wrong = problems(reference, samples, net.width)
+    if wrong and not options.evaluator.force:
+        raise ValueError("\n".join([*wrong, "(--force scores them all the same)"]))
+    report = compare(reference, samples, net, options.features, wrong)
+    text = "\n".join(report.lines()) + "\n"
+    write_text(samples.beside(".txt"), text)
+    write_json(samples.beside(".json"), report.data())
+    print(f"{text}-> {samples.beside('.txt')} and .json")
+    return report
+
+
+def compare(reference: Pictures, samples: Pictures, net: FeatureNet, options: FeatureOptions,
+            notes: list[str] = ()) -> Report:  # fmt: skip
+    """The report on a pairing, whether it fits or not; `notes` are sentences that go into it."""
+    sides = [open_side(reference, net, options, "reference"), open_side(samples, net, options, "samples")]
+    scores, left_out = score(*sides, net)
+    return Report(scores, net, *sides, [*notes, *left_out])

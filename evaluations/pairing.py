@@ -1,0 +1,54 @@
+"""Which pictures may be scored against which reference; a wrong pairing gives numbers that mean nothing.
+
+Generations are compared with statistics of the training set (FID: ADM's VIRTUAL_imagenet256_labeled.npz for ImageNet
+at 256 px), reconstructions with the very pictures that were reconstructed (rFID: val_imagenet.npz of val_ddp.py).
+"""
+
+from evaluations.archive import Pictures
+
+# kind of the samples -> kind of the reference that fits, and in words
+FITTING = {
+    "generation": ("reference", "generations are scored against statistics of the training set: ADM's "
+                   "VIRTUAL_imagenet256_labeled.npz for ImageNet, or a file of evaluations/c2i/reference.py"),
+    "reconstruction": ("originals", "reconstructions are scored against the pictures that were reconstructed: "
+                       "val_imagenet.npz of tokenizer/validation/val_ddp.py"),
+}  # fmt: skip
+SAME = ("dataset", "split", "source")  # what originals and reconstructions must agree in
+
+
+def problems(reference: Pictures, samples: Pictures, width: int) -> list[str]:
+    """Sentences on what is wrong with the pairing, each with what would fit. `width`: features of a picture."""
+    found = []
+    if reference.kind in FITTING:
+        found.append(f"{reference.path}: holds {a(reference.kind)}, but stands in the place of the reference, which "
+                     "comes first")  # fmt: skip
+    elif samples.kind in FITTING:
+        fitting, words = FITTING[samples.kind]
+        if reference.kind not in (fitting, None):
+            found.append(f"{samples.path}: holds {a(samples.kind)}, {reference.path} {a(reference.kind)}; {words}")
+    if reference.kind == "originals" and samples.kind == "reconstruction":
+        for name in SAME:
+            here, there = samples.meta.get(name), reference.meta.get(name)
+            if None not in (here, there) and here != there:
+                found.append(f"{reference.path}: holds other pictures ({name} {there}) than those that "
+                             f"{samples.path} reconstructs ({name} {here}); make it with the same --dataset, "
+                             "--data-path and --split")  # fmt: skip
+    sides = [pictures.shape[1:] if len(pictures) else None for pictures in (reference, samples)]
+    if sides[0] is None and reference.meta.get("image_size"):
+        sides[0] = (reference.meta["image_size"],) * 2
+    if None not in sides and sides[0] != sides[1]:
+        (h0, w0), (h1, w1) = sides
+        found.append(f"{samples.path}: pictures of {w1} x {h1} px, those of {reference.path} are {w0} x {h0}; sample "
+                     f"with --image-size-eval {w0}")  # fmt: skip
+    for pictures in (reference, samples):
+        if 0 < len(pictures) < width and "mu" not in pictures.names:
+            found.append(
+                f"{pictures.path}: {len(pictures)} pictures; FID is unreliable under {width:,}, as many as a "
+                "picture has features (it is biased upward, the more so the fewer there are); make more"
+            )
+    return found
+
+
+def a(kind: str) -> str:
+    """The kind in words."""
+    return {"originals": "original pictures", "reference": "statistics of a training set"}.get(kind, f"{kind}s")
