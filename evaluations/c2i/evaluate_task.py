@@ -21,13 +21,6 @@ from evaluations.pairing import problems
 # Printed in this order, by these names.
 SCORES = {"inception_score": "Inception Score", "fid": "FID", "sfid": "sFID", "precision": "Precision",
           "recall": "Recall"}  # fmt: skip
-PROTOCOL = {
-    "source": "Dhariwal and Nichol 2021 (ADM)",
-    "fid": "pool_3, 2048 features",
-    "sfid": "mixed_6/conv, first 7 channels, 2023 features",
-    "inception_score": f"logits without bias, splits of {SPLIT} in file order",
-    "precision_recall": f"pool_3, k = {NEIGHBOURS}",
-}
 
 
 @dataclass
@@ -53,6 +46,8 @@ class Side:
 
 def open_side(pictures: Pictures, net: FeatureNet, options: FeatureOptions, what: str) -> Side:
     """Features of its pictures, and its statistics: those of the file where it has them."""
+    if len(pictures) == 1:
+        raise ValueError(f"{pictures.path}: holds one picture, whose features have no covariance; give more")
     identity = pictures.sha256()
     held = {part: (f"mu{end}", f"sigma{end}") for part, end in (("pool", ""), ("spatial", "_s"))
             if {f"mu{end}", f"sigma{end}"} <= set(pictures.names)}  # fmt: skip
@@ -61,7 +56,7 @@ def open_side(pictures: Pictures, net: FeatureNet, options: FeatureOptions, what
     for part in ("pool", "spatial"):
         if part in held:
             statistics[part] = tuple(torch.from_numpy(pictures.array(name)).double() for name in held[part])
-        elif activations is not None and not held:
+        elif not held:
             own: Gaussian = getattr(activations, f"{part}_statistics")
             statistics[part] = (own.mean, own.covariance)
     made_with = pictures.meta.get("network", net.checksum if net.standard else None)
@@ -83,8 +78,10 @@ def score(reference: Side, samples: Side, net: FeatureNet) -> tuple[dict[str, fl
             scores[name] = frechet_distance(*samples.statistics[part], *reference.statistics[part])
         else:
             notes.append(f"{SCORES[name]} is left out: {reference.pictures.path.name} has no mu_s and sigma_s")
-    if reference.activations is None:
-        notes.append(f"Precision and recall are left out: {reference.pictures.path.name} has no pictures (arr_0)")
+    fewest = min(reference.pictures, samples.pictures, key=len)
+    if len(fewest) <= NEIGHBOURS:
+        notes.append(f"Precision and recall are left out: {fewest.path.name} has {len(fewest)} pictures (arr_0), they "
+                     f"need more than {NEIGHBOURS}")  # fmt: skip
     else:
         real, sampled = (side.activations.pooled.to(net.device) for side in (reference, samples))
         scores["precision"], scores["recall"] = precision_recall(real, sampled)
@@ -115,8 +112,15 @@ class Report:
             "scores": self.scores,
             "comparable_with_published": self.net.standard,
             "notes": self.notes,
-            "protocol": PROTOCOL,
-            "network": {"name": self.net.name, "checksum": self.net.checksum, "features": self.net.width},
+            "protocol": {
+                "source": "Dhariwal and Nichol 2021 (ADM)",
+                "network": self.net.name,
+                "network_checksum": self.net.checksum,
+                "fid_features": len(self.samples.statistics["pool"][0]),
+                "sfid_features": len(self.samples.statistics["spatial"][0]),
+                "inception_score_split": SPLIT,
+                "precision_recall_neighbours": NEIGHBOURS,
+            },
             "reference": self.reference.papers(),
             "samples": self.samples.papers(),
             "versions": {name: version(name) for name in ("torch", "numpy", "pillow")},
