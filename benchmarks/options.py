@@ -39,3 +39,25 @@ class CodesBenchmark:
     """Pictures that are encoded by VQ-16 at 256 px, with random weights."""
     repeats: int = 3
     """Rounds; the best time of each way counts."""
+
+
+@dataclass
+class EvaluationBenchmark:
+    output: str = "benchmarks/results/evaluation_cpu.md"
+    """Where the table is written."""
+    pictures: int = 128
+    """Generated pictures that go through each network."""
+    image_size: int = 256
+    """Side of the pictures in pixels."""
+    batch_size: int = 32
+    """Pictures that go through a network at once."""
+    real: int = 10_000
+    """Vectors of the reference, for precision and recall."""
+    sampled: tuple[int, ...] = (10_000, 50_000)
+    """Vectors of the samples, for precision and recall."""
+    archive: int = 50_000
+    """Pictures of the archive that the evaluator reads with a network that costs nothing, for its memory (0: none)."""
+    repeats: int = 3
+    """Rounds; in each every contender runs once, in a process of its own. The best time counts."""
+    device: str = "cpu"
+    """cuda, mps or cpu."""

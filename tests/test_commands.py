@@ -21,6 +21,7 @@ PUBLISHED = json.loads((ROOT / "tests/golden/command_flags.json").read_text())
 # Every command of the project; a new one is added here. Published ones are checked against their flags.
 COMMANDS = [
     "benchmarks/codes.py",
+    "benchmarks/evaluation.py",
     "benchmarks/sampling.py",
     "autoregressive/sample/sample_c2i.py",
     "autoregressive/sample/sample_c2i_ddp.py",

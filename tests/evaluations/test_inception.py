@@ -1,6 +1,7 @@
 """The network of FID: held against an independent implementation, and where its weights come from."""
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -67,8 +68,7 @@ def test_resizing_is_tensorflow_1s(height, width, side):
 
 def test_only_the_published_weights_count_as_the_standard(weights, net, monkeypatch):
     assert not net.standard and net.name == "Inception of unknown weights"
-    digest = hashlib.sha256(open(weights, "rb").read()).hexdigest()
-    monkeypatch.setattr(feature_task, "INCEPTION_SHA256", digest[:8])
+    monkeypatch.setattr(feature_task, "INCEPTION_SHA256", hashlib.sha256(Path(weights).read_bytes()).hexdigest()[:8])
     assert load_feature_net(weights, "cpu").standard
 
 
@@ -79,7 +79,7 @@ def test_weights_are_fetched_once_and_checked(weights, tmp_path, monkeypatch, ca
     with pytest.raises(ValueError, match=r"--feature-net: .*could not be fetched.*\n?.*Put pt_inception.* into"):
         load_feature_net(None, "cpu")  # another file than the published one
     assert not list(kept.parent.iterdir()), "nothing half-fetched is left"
-    monkeypatch.setattr(feature_task, "INCEPTION_SHA256", hashlib.sha256(open(weights, "rb").read()).hexdigest()[:8])
+    monkeypatch.setattr(feature_task, "INCEPTION_SHA256", hashlib.sha256(Path(weights).read_bytes()).hexdigest()[:8])
     assert load_feature_net(None, "cpu").standard and kept.is_file()
     monkeypatch.setattr(feature_task, "INCEPTION_URL", "file:///nowhere")
     capsys.readouterr()
