@@ -103,6 +103,9 @@ def test_statistics_in_parts_are_those_of_the_whole():
     np.testing.assert_allclose(whole.covariance, parts.covariance, rtol=1e-9)
     parts.add(Gaussian.empty(7))
     assert parts.count == 500 and torch.isfinite(parts.mean).all()
+    nothing = Gaussian.empty(7)
+    nothing.add(Gaussian.empty(7))
+    assert nothing.count == 0 and torch.isfinite(nothing.mean).all()
 
 
 def test_float32_features_far_from_zero_lose_nothing():
