@@ -67,7 +67,7 @@ def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covar
 
 def root(matrix: Tensor) -> Tensor:
     """The symmetric square root of a positive semi-definite matrix; eigenvalues that rounding made negative are 0."""
-    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+    values, vectors = torch.linalg.eigh(matrix)
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 

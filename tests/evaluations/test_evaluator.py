@@ -11,10 +11,12 @@ from support import ROOT, run_script
 
 from dataset.images import fingerprint
 from evaluations import feature_task
+from evaluations.archive import open_pictures
 from evaluations.c2i import evaluate_task
 from evaluations.c2i.evaluate_task import evaluate
 from evaluations.c2i.reference_task import make_reference
 from evaluations.feature_task import load_feature_net
+from evaluations.features import extract
 from evaluations.images import save_png, write_npz
 from evaluations.metrics import Gaussian, frechet_distance, inception_score, precision_recall
 from evaluations.options import DataOptions, Evaluate, EvaluatorOptions, FeatureOptions, Reference, ReferenceOptions
@@ -71,6 +73,12 @@ def test_scores_of_two_archives(files, net_file, net, capsys):
     names = [line.split(":")[0] for line in lines[1:]]
     assert names == ["Inception Score", "FID", "sFID", "Precision", "Recall"]
     assert float(lines[2].split(": ")[1]) == report.scores["fid"]
+
+
+def test_features_are_in_the_order_of_the_file(files, net):
+    found = extract(net, open_pictures(files / "gen.npz").batches(7), 30, "")
+    torch.testing.assert_close(found.pooled, features_of(net, pictures(30, 1, top=200))[0], rtol=1e-5, atol=1e-6)
+    assert found.pool_statistics.count == 30
 
 
 def test_the_report_tells_where_its_figures_come_from(files, net_file, net):
