@@ -120,11 +120,12 @@ class Accumulator:
         for statistics, part in zip(self.statistics, features):
             statistics.add(Gaussian.of(part.to(statistics.mean.device)))
         if self.keep:
-            self.pooled.append(features[0].cpu())
+            self.pooled.append(features[0])  # on the device: a copy a batch would wait for the network each time
 
     def activations(self) -> Activations:
         both = [Gaussian(s.count, s.mean.cpu(), s.scatter.cpu()) for s in self.statistics]
-        return Activations(torch.cat(self.pooled) if self.keep else torch.empty(0, self.net.width), *both)
+        pooled = torch.cat(self.pooled).cpu() if self.keep else torch.empty(0, self.net.width)
+        return Activations(pooled, *both)
 
 
 def extract(net: FeatureNet, batches: Iterable[np.ndarray], count: int, what: str) -> Activations:

@@ -44,6 +44,7 @@ def test_a_folder_is_read_in_natural_order(tmp_path):
     for i, image in enumerate(images):
         save_png(tmp_path / f"{i}.png", image)
     (tmp_path / "notes.txt").write_text("not a picture")
+    (tmp_path / ".0.png").write_bytes(b"half written")
     (tmp_path / "settings.json").write_text('{"kind": "generation"}')
     np.testing.assert_array_equal(joined(tmp_path, 5), images)
     assert open_pictures(tmp_path).kind == "generation"
@@ -160,7 +161,16 @@ def test_mixed_sizes_are_named(tmp_path):
         open_pictures(tmp_path)
 
 
+class Harmful:
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
 def test_archives_of_pickled_objects_run_no_code(tmp_path):
-    np.savez(tmp_path / "a.npz", arr_0=pictures(2), meta=np.array({"kind": "x"}, dtype=object))
+    np.savez(tmp_path / "a.npz", arr_0=pictures(2), meta=np.array(Harmful(tmp_path / "touched"), dtype=object))
     with pytest.raises(ValueError, match="a.npz: "):
         Archive(tmp_path / "a.npz")
+    assert not (tmp_path / "touched").exists()

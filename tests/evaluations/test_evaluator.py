@@ -224,6 +224,11 @@ def test_pairings_that_fit_pass(tmp_path, net_file, reference, samples):
                                 made(tmp_path, "b", samples, **same))).notes  # fmt: skip
 
 
+def test_files_of_others_are_taken_at_their_names(tmp_path, net_file):
+    reconstruction = made(tmp_path, "b", "reconstruction", dataset="imagenet", split="all", source="1")
+    assert not evaluate(options(net_file, made(tmp_path, "val_imagenet"), reconstruction)).notes
+
+
 def test_published_names_are_refused_too(tmp_path, net_file):
     a = made(tmp_path, "VIRTUAL_imagenet256_labeled")
     b = made(tmp_path, "VQ-16-imagenet-size-256-size-256-codebook-size-16384-dim-8-seed-0")
@@ -245,6 +250,7 @@ def test_other_resolutions_and_too_few_pictures_are_refused(tmp_path, net_file):
     few = made(tmp_path, "few", count=7)
     with pytest.raises(ValueError, match="few.npz: 7 pictures; FID is unreliable under 8"):
         evaluate(options(net_file, b, few))
+    assert not evaluate(options(net_file, b, made(tmp_path, "enough", count=8))).notes
     one = made(tmp_path, "one", count=1)
     with pytest.raises(ValueError, match="one.npz: holds one picture"):
         evaluate(options(net_file, b, one, force=True))
@@ -289,7 +295,7 @@ def test_a_reference_has_statistics_of_all_and_some_pictures(net_file, net, fold
 
 
 def test_a_reference_serves_the_evaluator(net_file, net, folder, tmp_path):
-    path = make_reference(reference(net_file, folder, tmp_path / "ref.npz", keep=10))
+    path = make_reference(reference(net_file, folder, tmp_path / "ref.npz", keep=5))  # statistics are of all 24
     write_npz(tmp_path / "gen.npz", pictures(30, 1), (30, 8, 8, 3), {"kind": "generation"})
     report = evaluate(options(net_file, path, tmp_path / "gen.npz"))
     assert report.scores["fid"] == pytest.approx(expected(net, pictures(24, 3), pictures(30, 1))["fid"], rel=1e-5)
