@@ -114,6 +114,6 @@ def test_a_png_that_could_not_be_written_is_heard_of(tmp_path, monkeypatch, batc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full)
-    with pytest.raises(OSError, match=r"could not write .*0.\.png: No space left"), PngWriter(tmp_path) as writer:
+    with pytest.raises(OSError, match=r"could not write .*000000\.png: No space left"), PngWriter(tmp_path) as writer:
         for i in range(batches):
             writer.write([i], pictures(1))
