@@ -195,20 +195,27 @@ def batch_loader(dataset: Dataset, batches: Iterable[list], workers: int) -> Dat
 
 
 def center_crops(
-    source: ImageSource, size: int, rows: Sequence[int], batch: int, workers: int, max_bad: float
+    source: ImageSource,
+    size: int,
+    rows: Sequence[int],
+    batch: int,
+    workers: int,
+    max_bad: float,
+    total: int | None = None,
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Batches {"images": uint8 [B, size, size, 3], "label", "index": int64 [B]} of centre crops, as `rows` has them.
 
-    Pictures that cannot be read are named and left out; more than a share of max_bad ends it with a ValueError.
+    Pictures that cannot be read are named and left out; more than a share of max_bad ends it with a ValueError. It is a
+    share of `total` where `rows` are one process's part of so many.
     """
-    bad = 0
+    bad, total = 0, len(rows) if total is None else total
     batches = [list(rows[i : i + batch]) for i in range(0, len(rows), batch)]
     for part in batch_loader(Crops(source, size, flip=False), batches, workers):
         for skipped in part["skipped"]:
             print(f"left out: {skipped.reason}", file=sys.stderr)
         bad += len(part["skipped"])
-        if bad > max_bad * len(rows):
-            raise ValueError(f"{bad} of {len(rows)} pictures cannot be read, more than --max-bad {max_bad} allows; the "
+        if bad > max_bad * total:
+            raise ValueError(f"{bad} of {total} pictures cannot be read, more than --max-bad {max_bad} allows; the "
                              f"last: {part['skipped'][-1].reason}")  # fmt: skip
         if part["images"] is not None:
             images = part["images"][:, 0].permute(0, 2, 3, 1)

@@ -50,6 +50,14 @@ class Context:
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
+    def gather(self, value) -> list:
+        """Every rank's value, in their order, on rank 0; nothing elsewhere."""
+        if self.world == 1:
+            return [value]
+        boxes = [None] * self.world if self.is_main else None
+        dist.gather_object(value, boxes, dst=0)
+        return boxes or []
+
 
 def pick_device(name: str = "auto", local_rank: int = 0, world: int = 1) -> torch.device:
     """'auto': a CUDA GPU, else Apple's MPS (for one process: it has no collectives), else the CPU."""

@@ -39,6 +39,14 @@ class FeatureNet:
         """D."""
         return self.head.shape[1]
 
+    def caveat(self, scores_compare: str) -> list[str]:
+        """A report's first line where the network is not the standard one; `scores_compare`: the sentence's subject and
+        verb."""
+        if self.standard:
+            return []
+        return [f"Features of {self.name}, network {self.checksum}, not of Inception 2015-12-05: {scores_compare} with "
+                "no published ones"]  # fmt: skip
+
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Pictures [B, H, W, 3], uint8 or float, from 0 to 255 -> pooled [B, D], spatial [B, S]; float32."""

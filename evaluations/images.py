@@ -1,4 +1,4 @@
-"""Pictures as bytes, grids, PNG files and the npz that evaluators read.
+"""Pictures as bytes, grids, PNG files, folders of them, and the npz that evaluators read.
 
 Axes: N pictures, H height, W width.
 """
@@ -6,7 +6,9 @@ Axes: N pictures, H height, W width.
 import json
 import tempfile
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
+from tqdm import tqdm
 
 
 def to_bytes(images: Tensor) -> np.ndarray:
@@ -45,6 +48,20 @@ def make_folder(path: str | Path, flag: str) -> None:
         raise ValueError(f"{flag}: cannot write into the folder {path} ({error.strerror}); choose another") from error
 
 
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to, renamed at the end: whatever stops it, `path` is the old file or the new."""
+    aside = path.with_name(f".{path.name}.part")
+    try:
+        yield aside
+        aside.replace(path)
+    except BaseException as error:
+        aside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(aside)):  # not a file that was to be read
+            raise OSError(error.errno, f"could not write {path}: {error.strerror or error}") from error
+        raise
+
+
 def save_png(path: str | Path, image: np.ndarray, text: dict[str, str] | None = None, scale: int = 1) -> None:
     """Write uint8 [H, W, 3], whole or not at all; `text` goes into the file's metadata, `scale` repeats pixels."""
     path = Path(path)
@@ -55,19 +72,71 @@ def save_png(path: str | Path, image: np.ndarray, text: dict[str, str] | None = 
     picture = Image.fromarray(image)
     if scale > 1:
         picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
-    aside = path.with_name(f".{path.name}.part")
-    try:
+    with whole(path) as aside:
         picture.save(aside, "PNG", pnginfo=info)
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
 
 
 def save_grid(path: str | Path, images: np.ndarray, per_row: int, text: dict[str, str] | None = None) -> None:
     """A grid as PNG; pictures of up to 64 px are enlarged by whole numbers so that a person can see them."""
     scale = max(1, 128 // images.shape[2]) if images.shape[2] <= 64 else 1
     save_png(path, grid(images, per_row), text, scale)
+
+
+def picture_path(folder: Path, number: int) -> Path:
+    return folder / f"{number:06d}.png"
+
+
+def claim(folder: Path, meta: dict) -> None:
+    """Note in the folder what makes its pictures; a folder that holds others is refused."""
+    path = folder / "settings.json"
+    if path.exists():
+        held = json.loads(path.read_text())
+        different = [name for name in meta if held.get(name) != meta[name]]
+        if different:
+            raise ValueError(f"--sample-dir {folder.parent}: {folder.name} holds pictures made with other settings "
+                             f"({', '.join(f'{n} {held.get(n)}' for n in different)}); "
+                             "choose another folder or remove it")  # fmt: skip
+    elif folder.exists() and any(folder.glob("*.png")):
+        raise ValueError(f"--sample-dir {folder.parent}: {folder.name} holds pictures of unknown settings; "
+                         "remove it first")  # fmt: skip
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        with whole(path) as aside:
+            aside.write_text(json.dumps(meta, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+class PngWriter:
+    """Writes the pictures of a folder by threads, beside the network; the batch before is waited for."""
+
+    def __init__(self, folder: Path, threads: int = 4):
+        self.folder, self.pool, self.pending = folder, ThreadPoolExecutor(threads), []
+
+    def __enter__(self) -> "PngWriter":
+        return self
+
+    def write(self, numbers: Iterable[int], images: np.ndarray) -> None:
+        """Pictures uint8 [N, H, W, 3]. Raises what writing the batch before raised, such as a full disk."""
+        writes = [self.pool.submit(save_png, picture_path(self.folder, number), image)
+                  for number, image in zip(numbers, images)]  # fmt: skip
+        self.wait()
+        self.pending = writes
+
+    def wait(self) -> None:
+        for write in self.pending:
+            write.result()
+
+    def __exit__(self, kind, error, trace) -> None:
+        with self.pool:
+            if kind is None:
+                self.wait()
+
+
+def pngs_to_npz(path: Path, folder: Path, numbers: Sequence[int], side: int, meta: dict,
+                **arrays: np.ndarray) -> None:  # fmt: skip
+    """The npz of a folder's pictures, in the order of `numbers`."""
+    pictures = (np.asarray(Image.open(picture_path(folder, number))) for number in numbers)
+    shown = tqdm(pictures, "npz", len(numbers), disable=None)
+    write_npz(path, shown, (len(numbers), side, side, 3), meta, **arrays)
 
 
 def write_npz(path: str | Path, images: Iterable[np.ndarray], shape: tuple[int, ...], meta: dict,
@@ -77,24 +146,18 @@ def write_npz(path: str | Path, images: Iterable[np.ndarray], shape: tuple[int, 
     `meta` (what made the pictures) is stored as JSON in the array `meta`; further small arrays by name.
     """
     path = Path(path)
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        with zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-            with archive.open("arr_0.npy", "w", force_zip64=True) as file:
-                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, header)
-                count = 0
-                for image in images:
-                    if image.dtype != np.uint8 or image.shape != shape[1:]:
-                        raise ValueError(f"picture {count} is {image.dtype} {image.shape}, expected uint8 {shape[1:]}")
-                    file.write(np.ascontiguousarray(image).data)
-                    count += 1
-                if count != shape[0]:
-                    raise ValueError(f"{path}: {count} pictures were given for an array of {shape[0]}")
-            for name, array in {"meta": np.array(json.dumps(meta)), **arrays}.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                    np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
+    with whole(path) as aside, zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            count = 0
+            for image in images:
+                if image.dtype != np.uint8 or image.shape != shape[1:]:
+                    raise ValueError(f"picture {count} is {image.dtype} {image.shape}, expected uint8 {shape[1:]}")
+                file.write(np.ascontiguousarray(image).data)
+                count += 1
+            if count != shape[0]:
+                raise ValueError(f"{path}: {count} pictures were given for an array of {shape[0]}")
+        for name, array in {"meta": np.array(json.dumps(meta)), **arrays}.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)

@@ -42,11 +42,14 @@ def problems(reference: Pictures, samples: Pictures, width: int) -> list[str]:
                      f"with --image-size-eval {w0}")  # fmt: skip
     for pictures in (reference, samples):
         if 0 < len(pictures) < width and "mu" not in pictures.names:
-            found.append(
-                f"{pictures.path}: {len(pictures)} pictures; FID is unreliable under {width:,}, as many as a "
-                "picture has features (it is biased upward, the more so the fewer there are); make more"
-            )
+            found.append(f"{pictures.path}: {too_few(len(pictures), width)}; make more")
     return found
+
+
+def too_few(count: int, width: int) -> str:
+    """What is to be said of an FID of so few pictures."""
+    return (f"{count} pictures; FID is unreliable under {width:,}, as many as a picture has features (it is biased "
+            "upward, the more so the fewer there are)")  # fmt: skip
 
 
 def a(kind: str) -> str:

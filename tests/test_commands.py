@@ -36,8 +36,10 @@ COMMANDS = [
     "evaluations/score.py",
     "evaluations/score_digits.py",
     "scripts/download.py",
+    "tokenizer/tokenizer_image/reconstruction_vq_ddp.py",
     "tokenizer/tokenizer_image/vq_demo.py",
     "tokenizer/tokenizer_image/vq_train.py",
+    "tokenizer/validation/val_ddp.py",
 ]
 CHECKED = [command for command in COMMANDS if command in PUBLISHED]
 # What has no default here either; a name without dashes is a place on the command line.
@@ -143,6 +145,8 @@ COMMAND_LINES = [
     "--crop-range 1.1 --image-size 384",
     "autoregressive/train/train_c2i.py --cloud-save-path DIR --code-path DIR --image-size 384 --gpt-model GPT-B",
     "tokenizer/tokenizer_image/vq_train.py --cloud-save-path DIR --data-path DIR --image-size 256 --vq-model VQ-16",
+    f"tokenizer/tokenizer_image/reconstruction_vq_ddp.py --data-path DIR --dataset coco {VQ} --image-size 384",
+    "tokenizer/validation/val_ddp.py --data-path IMAGENET/val --dataset coco --image-size 512",
     f"tokenizer/tokenizer_image/vq_train.py --finetune --disc-start 0 {VQ} --dataset t2i_image",
 ]
 

@@ -31,6 +31,7 @@ EXTRACT, CONVERT, DRAW, TRAIN = (
 )
 GRID, MANY = "autoregressive/sample/sample_c2i.py", "autoregressive/sample/sample_c2i_ddp.py"
 VQ_TRAIN, DEMO = "tokenizer/tokenizer_image/vq_train.py", "tokenizer/tokenizer_image/vq_demo.py"
+RECONSTRUCT, ORIGINALS = "tokenizer/tokenizer_image/reconstruction_vq_ddp.py", "tokenizer/validation/val_ddp.py"
 
 SAMPLER = "--vq-ckpt {vq} --gpt-ckpt {gpt} --device cpu --precision none"
 # Flags that work, for each command; a fault is one of them given again, otherwise.
@@ -45,6 +46,9 @@ GOOD = {
     VQ_TRAIN: "--data-path {pictures} --vq-model VQ-4-tiny --image-size 16 --global-batch-size 4 --num-workers 0 "
     "--device cpu --mixed-precision none --perceptual-weight 0 --disc-weight 0 --results-dir {out}/runs --max-steps 2",
     DEMO: "--vq-ckpt {vq} --image-path {pictures}/ant/0.png --image-size 16 --output-dir {out}/demo --device cpu",
+    RECONSTRUCT: "--vq-ckpt {vq} --data-path {pictures} --num-workers 0 --device cpu --no-lpips --no-rfid "
+    "--sample-dir {out}/many",
+    ORIGINALS: "--data-path {pictures} --image-size 16 --num-workers 0 --sample-dir {out}/many",
 }
 FAULTS = [
     (EXTRACT, "--data-path {nowhere}", "--data-path .*nowhere"),
@@ -98,6 +102,29 @@ FAULTS = [
     (DEMO, "--image-path {nowhere}", "--image-path .*nowhere: there is no such file"),
     (DEMO, "--image-path {torn}", "torn.pt: not a readable picture"),
     (DEMO, "--vq-ckpt {gpt}", "--vq-ckpt .*holds a gpt, not a tokenizer"),
+    (RECONSTRUCT, "--data-path {nowhere}", "--data-path .*nowhere"),
+    (RECONSTRUCT, "--data-path {empty}", "--data-path .*empty: no class folders"),
+    (RECONSTRUCT, "--image-size 18", "--image-size 18: must be a multiple of VQ-4-tiny's down-sampling, 4"),
+    (RECONSTRUCT, "--image-size 4", "--image-size 4: SSIM needs pictures of 7 px"),
+    (RECONSTRUCT, "--image-size-eval 6", "--image-size-eval 6: must be at least 7"),
+    (RECONSTRUCT, "--per-proc-batch-size 0", "--per-proc-batch-size 0: must be at least 1"),
+    (RECONSTRUCT, "--max-bad 1.5", "--max-bad 1.5: is a share"),
+    (RECONSTRUCT, "--precision fp64", "--precision fp64: choose"),
+    (RECONSTRUCT, "--vq-ckpt {nowhere}", "--vq-ckpt .*nowhere: there is no such file"),
+    (RECONSTRUCT, "--vq-ckpt {gpt}", "--vq-ckpt .*holds a gpt, not a tokenizer"),
+    (RECONSTRUCT, "--vq-ckpt {torn}", "--vq-ckpt .*truncated"),
+    (RECONSTRUCT, "--codebook-size 7", "--codebook-size 7: .*has 256"),
+    (RECONSTRUCT, "--sample-dir {torn}", "--sample-dir: cannot write into the folder .*torn"),
+    (RECONSTRUCT, "--feature-net {nowhere}", "--no-rfid goes without --feature-net"),
+    (RECONSTRUCT, "--feature-net {nowhere} --rfid", "--feature-net .*nowhere: there is no such file"),
+    (RECONSTRUCT, "--feature-net {vq} --rfid", "--feature-net .*holds neither Inception's weights nor a classifier"),
+    (RECONSTRUCT, "--perceptual-net {vq} --lpips", "--perceptual-net .*holds tokenizer, not a classifier"),
+    (ORIGINALS, "--data-path {nowhere}", "--data-path .*nowhere"),
+    (ORIGINALS, "--data-path {empty}", "--data-path .*empty: no class folders"),
+    (ORIGINALS, "--image-size 0", "--image-size 0: must be at least 1"),
+    (ORIGINALS, "--per-proc-batch-size 0", "--per-proc-batch-size 0: must be at least 1"),
+    (ORIGINALS, "--max-bad -1", "--max-bad -1.0: is a share"),
+    (ORIGINALS, "--sample-dir {torn}", "--sample-dir: cannot write into the folder .*torn"),
     (DRAW, "--code-path {nowhere}", "--code-path .*nowhere"),
     (DRAW, "--pictures 99", "--pictures 99: .*has pictures 0 to 7"),
     (DRAW, "--crop 9", "--crop 9"),

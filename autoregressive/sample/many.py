@@ -4,23 +4,19 @@ Picture i has a label and a noise that depend on (seed, i) alone, so neither the
 changes it, and what is already on disk need not be sampled again.
 """
 
-import json
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from autoregressive.options import GPTOptions
 from autoregressive.sample.options import SampleC2IMany
 from autoregressive.sample.pipeline import Pipeline, load_pipeline, sampling_from
 from dataset.order import LABEL, draw
-from engine.checkpoint import write_json
 from engine.distributed import Context, leave, setup
-from evaluations.images import save_png, write_npz
+from evaluations.images import PngWriter, claim, picture_path, pngs_to_npz
 
 
 def run_name(options: SampleC2IMany, pipeline: Pipeline) -> str:
@@ -67,10 +63,7 @@ def sample_many(options: SampleC2IMany) -> Path:
     context.barrier()
     npz = folder.with_suffix(folder.suffix + ".npz")
     if context.is_main:
-        shape = (many.num_fid_samples, many.image_size_eval, many.image_size_eval, 3)
-        paths = (picture_path(folder, i) for i in range(many.num_fid_samples))
-        pictures = (np.asarray(Image.open(path)) for path in paths)
-        write_npz(npz, tqdm(pictures, "npz", many.num_fid_samples, disable=None), shape, meta, labels=labels)
+        pngs_to_npz(npz, folder, range(many.num_fid_samples), many.image_size_eval, meta, labels=labels)
         print(f"{many.num_fid_samples} pictures -> {npz}")
     context.barrier()
     leave()
@@ -90,44 +83,15 @@ def settings_of(options: SampleC2IMany, pipeline: Pipeline) -> dict:
             "sampling": asdict(options.sampling)}  # fmt: skip
 
 
-def picture_path(folder: Path, i: int) -> Path:
-    return folder / f"{i:06d}.png"
-
-
-def claim(folder: Path, meta: dict) -> None:
-    """Note in the folder what makes its pictures; a folder that holds others is refused."""
-    path = folder / "settings.json"
-    if path.exists():
-        held = json.loads(path.read_text())
-        different = [name for name in meta if held.get(name) != meta[name]]
-        if different:
-            raise ValueError(f"--sample-dir {folder.parent}: {folder.name} holds pictures made with other settings "
-                             f"({', '.join(f'{n} {held.get(n)}' for n in different)}); "
-                             "choose another folder or remove it")  # fmt: skip
-    elif folder.exists() and any(folder.glob("*.png")):
-        raise ValueError(f"--sample-dir {folder.parent}: {folder.name} holds pictures of unknown settings; "
-                         "remove it first")  # fmt: skip
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, meta)
-
-
 def sample_missing(pipeline: Pipeline, options: SampleC2IMany, folder: Path, todo: list[int], labels: np.ndarray,
                    context: Context) -> None:  # fmt: skip
     """This rank's pictures. Writing PNGs goes on beside the sampling of the next batch."""
     many, sampling = options.many, sampling_from(options.sampling)
     quiet = None if context.is_main else True
-    with ThreadPoolExecutor(4) as writers, tqdm(total=len(todo), unit="picture", disable=quiet) as bar:
-        pending: list = []
+    with PngWriter(folder) as writer, tqdm(total=len(todo), unit="picture", disable=quiet) as bar:
         for first in range(0, len(todo), many.per_proc_batch_size):
             part = todo[first : first + many.per_proc_batch_size]
             cond = torch.from_numpy(labels[part]).to(pipeline.device)
             codes = pipeline.codes(cond, sampling, many.global_seed, torch.tensor(part))
-            images = pipeline.to_pictures(codes, many.image_size_eval, many.decode_batch_size)
-            writes = [writers.submit(save_png, picture_path(folder, i), image) for i, image in zip(part, images)]
-            for write in pending:
-                write.result()  # raises what writing raised, such as a full disk
-            pending = writes
+            writer.write(part, pipeline.to_pictures(codes, many.image_size_eval, many.decode_batch_size))
             bar.update(len(part))
-        for write in pending:
-            write.result()

@@ -100,10 +100,7 @@ class Report:
 
     def lines(self) -> list[str]:
         """First whether the scores compare with published ones, if not; then the scores."""
-        first = []
-        if not self.net.standard:
-            first = [f"Features of {self.net.name}, network {self.net.checksum}, not of Inception 2015-12-05: "
-                     "these scores compare with no published ones"]  # fmt: skip
+        first = self.net.caveat("these scores compare")
         return [*first, *(f"{words}: {self.scores[name]}" for name, words in SCORES.items() if name in self.scores),
                 *(f"note: {note}" for note in self.notes)]  # fmt: skip
 

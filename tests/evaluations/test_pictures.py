@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluations.images import grid, save_grid, save_png, to_bytes, write_npz
+from evaluations.images import PngWriter, grid, pngs_to_npz, save_grid, save_png, to_bytes, write_npz
 
 
 def pictures(count: int, height: int = 5, width: int = 7) -> np.ndarray:
@@ -94,3 +94,26 @@ def test_a_failed_png_leaves_the_old_one_alone(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         save_png(path, pictures(1)[0])
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"] and path.read_bytes() == b"old"
+
+
+def test_pngs_become_an_npz_in_the_order_of_their_numbers(tmp_path):
+    images, folder = pictures(4, 6, 6), tmp_path / "many"
+    with PngWriter(folder) as writer:
+        writer.write([7, 2], images[:2])
+        writer.write([0, 3], images[2:])
+    assert sorted(path.name for path in folder.iterdir()) == [f"{i:06d}.png" for i in (0, 2, 3, 7)]
+    pngs_to_npz(tmp_path / "many.npz", folder, [0, 2, 7], 6, {"seed": 1}, labels=np.arange(3))
+    with np.load(tmp_path / "many.npz") as arrays:
+        np.testing.assert_array_equal(arrays["arr_0"], images[[2, 1, 0]])
+        assert json.loads(str(arrays["meta"])) == {"seed": 1} and arrays["labels"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_a_png_that_could_not_be_written_is_heard_of(tmp_path, monkeypatch, batches):
+    def full(self, file, *args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OSError, match=r"could not write .*000000\.png: No space left"), PngWriter(tmp_path) as writer:
+        for i in range(batches):
+            writer.write([i], pictures(1))

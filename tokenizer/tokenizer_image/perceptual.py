@@ -64,14 +64,18 @@ class VGGFeatures(nn.Module):
         return list(self.trunk(self.scale(x)))
 
 
-def lpips_vgg(pretrained: bool = True) -> FeatureDistance:
-    """LPIPS 0.1 on VGG16; `pretrained=False` leaves VGG random, for tests."""
+def lpips_vgg(
+    pretrained: bool = True, flag: str = "--perceptual-weight", without: str = "train without: --perceptual-weight 0"
+) -> FeatureDistance:
+    """LPIPS 0.1 on VGG16; `pretrained=False` leaves VGG random, for tests.
+
+    Where it cannot be had, `flag` is what asked for it, and `without` how to do without it.
+    """
     try:
         import lpips
     except ImportError as error:
         raise ValueError(
-            "--perceptual-weight: the package lpips is needed (pip install -e '.[train]'), "
-            "or --perceptual-weight 0 trains without it"
+            f"{flag}: the package lpips is needed (pip install -e '.[train]'); or {without}"
         ) from error
     try:
         with warnings.catch_warnings():
@@ -80,9 +84,9 @@ def lpips_vgg(pretrained: bool = True) -> FeatureDistance:
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:  # no network, no room, a damaged file
         folder = os.path.join(torch.hub.get_dir(), "checkpoints")
         raise ValueError(
-            f"--perceptual-weight: could not get the VGG16 weights of LPIPS ({error}). Put {VGG_FILE} "
+            f"{flag}: could not get the VGG16 weights of LPIPS ({error}). Put {VGG_FILE} "
             f"(https://download.pytorch.org/models/{VGG_FILE}) into {folder}, give a classifier of yours by "
-            "--perceptual-net, or train without: --perceptual-weight 0"
+            f"--perceptual-net, or {without}"
         ) from error
     return FeatureDistance(VGGFeatures(model), [head.model[-1].weight for head in model.lins])
 
