@@ -22,6 +22,8 @@ from engine.checkpoint import write_json
 from engine.distributed import Context, leave, setup
 from evaluations.images import save_png, write_npz
 
+NOTES = ("steps", "epochs")  # settings that decide nothing: the weights are known by their checksum
+
 
 def run_name(options: SampleC2IMany, pipeline: Pipeline) -> str:
     """The published name of the folder and of the npz."""
@@ -49,10 +51,16 @@ def labels_for(count: int, classes: int, seed: int, balance: bool) -> np.ndarray
 
 
 def sample_many(options: SampleC2IMany) -> Path:
-    """Write the PNGs that are missing, then the npz; its path."""
-    many = options.many
+    """What the sampler does; the npz."""
     context = setup(options.machine.device)
-    pipeline = load_pipeline(options.gpt, options.tokenizer, options.machine, context.device)
+    npz = sample_into(load_pipeline(options.gpt, options.tokenizer, options.machine, context.device), options, context)
+    leave()
+    return npz
+
+
+def sample_into(pipeline: Pipeline, options: SampleC2IMany, context: Context) -> Path:
+    """Write the PNGs that are missing, then the npz; its path. All processes call it, rank 0 writes the npz."""
+    many = options.many
     folder = Path(many.sample_dir) / run_name(options, pipeline)
     labels = labels_for(many.num_fid_samples, pipeline.gpt.model.config.num_classes, many.global_seed, many.balance)
     todo: list[int] = []
@@ -73,12 +81,11 @@ def sample_many(options: SampleC2IMany) -> Path:
         write_npz(npz, tqdm(pictures, "npz", many.num_fid_samples, disable=None), shape, meta, labels=labels)
         print(f"{many.num_fid_samples} pictures -> {npz}")
     context.barrier()
-    leave()
     return npz
 
 
 def settings_of(options: SampleC2IMany, pipeline: Pipeline) -> dict:
-    """All that decides the pictures beside what the folder's name says."""
+    """All that decides the pictures beside what the folder's name says, and how long the GPT was trained."""
     gpt, tokenizer = pipeline.gpt, pipeline.tokenizer
     precisions = {"precision": gpt.model.output.weight.dtype,
                   "decode_precision": tokenizer.model.post_quant_conv.weight.dtype}  # fmt: skip
@@ -87,7 +94,7 @@ def settings_of(options: SampleC2IMany, pipeline: Pipeline) -> dict:
             "tokenizer": tokenizer.name, "tokenizer_checksum": tokenizer.checksum,
             "image_size": gpt.image_size, "balance": options.many.balance, "seed": options.many.global_seed,
             **{name: str(dtype).removeprefix("torch.") for name, dtype in precisions.items()},
-            "sampling": asdict(options.sampling)}  # fmt: skip
+            "sampling": asdict(options.sampling), **gpt.trained}  # fmt: skip
 
 
 def picture_path(folder: Path, i: int) -> Path:
@@ -99,7 +106,7 @@ def claim(folder: Path, meta: dict) -> None:
     path = folder / "settings.json"
     if path.exists():
         held = json.loads(path.read_text())
-        different = [name for name in meta if held.get(name) != meta[name]]
+        different = [name for name in meta if name not in NOTES and held.get(name) != meta[name]]
         if different:
             raise ValueError(f"--sample-dir {folder.parent}: {folder.name} holds pictures made with other settings "
                              f"({', '.join(f'{n} {held.get(n)}' for n in different)}); "
