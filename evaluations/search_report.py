@@ -6,9 +6,9 @@ from pathlib import Path
 from evaluations.plots import new_figure, save_figure
 
 SETTING = ("cfg_scale", "top_k", "top_p", "temperature")
-# Name of the score -> its column of the table, decimals.
-COLUMNS = {"fid": ("FID", 3), "sfid": ("sFID", 3), "inception_score": ("Inception Score", 3),
-           "precision": ("Precision", 4), "recall": ("Recall", 4)}  # fmt: skip
+# Name of the score -> its column of the table.
+COLUMNS = {"fid": "FID", "sfid": "sFID", "inception_score": "Inception Score", "precision": "Precision",
+           "recall": "Recall"}  # fmt: skip
 # Name of the score -> title and axis of its panel.
 PANELS = {
     "fid": ("FID", "FID (lower is better)"),
@@ -38,21 +38,26 @@ def flag(name: str) -> str:
     return name.replace("_", "-")
 
 
+def digits(value: float) -> str:
+    """Four that count: a small network's FID may be far below 1."""
+    return f"{value:#.4g}"
+
+
 def table(points: Sequence[dict]) -> list[str]:
     """A line for each point, the best by FID marked; then what is best, in flags of the samplers."""
     points, winner = in_order(points), best(points)
     held = {name: column for name, column in COLUMNS.items() if any(name in point["scores"] for point in points)}
-    rows = [[*map(flag, SETTING), *(title for title, _ in held.values())]]
+    rows = [[*map(flag, SETTING), *held.values()]]
     for point in points:
         scores = point["scores"]
         setting = [f"{point[name]:g}" for name in SETTING]
-        shown = [f"{scores[name]:.{places}f}" if name in scores else "-" for name, (_, places) in held.items()]
+        shown = [digits(scores[name]) if name in scores else "-" for name in held]
         rows.append([*setting, *shown])
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows]
     lines[1 + points.index(winner)] += "  <- best FID"
     words = " ".join(f"--{flag(name)} {winner[name]:g}" for name in SETTING)
-    return [*lines, "", f"best FID: {winner['scores']['fid']:.3f} at {words}", *beyond(points, winner)]
+    return [*lines, "", f"best FID: {digits(winner['scores']['fid'])} at {words}", *beyond(points, winner)]
 
 
 def beyond(points: Sequence[dict], winner: dict) -> list[str]:

@@ -25,7 +25,7 @@ from evaluations.images import make_folder
 from evaluations.pairing import problems
 from evaluations.plots import new_figure
 from evaluations.search_options import Search
-from evaluations.search_report import SETTING, draw_search, in_order, table
+from evaluations.search_report import SETTING, digits, draw_search, in_order, table
 
 # Settings of the pictures that do not tell two searches apart: what is searched, and names and notes.
 APART = ("kind", "gpt_ckpt", "sampling", *NOTES)
@@ -172,7 +172,7 @@ class Judge:
         self.points = in_order([*self.points, {**point, **report.data()}])
         write_json(self.folder / "search.json", {"settings": self.decides, "points": self.points})
         self.publish()
-        print(f"FID {report.scores['fid']:.3f} at {in_words(sampling)}")
+        print(f"FID {digits(report.scores['fid'])} at {in_words(sampling)}")
         if not keep:
             npz.unlink()
             shutil.rmtree(npz.with_name(npz.name.removesuffix(".npz")))

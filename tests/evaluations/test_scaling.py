@@ -47,7 +47,7 @@ def test_losses_stand_over_flops_and_fid_over_epochs_in_the_run_s_colour(tmp_pat
     runs = named_runs([write_run(tmp_path / "B", 1e12), write_run(tmp_path / "L", 4e12, since=900)])
     scores = named_scores([
         "L=" + write_score(tmp_path / "l.json", 3.0, 50.0),
-        "B=" + write_score(tmp_path / "b2.json", 5.0, 80.0),
+        "B=80:" + write_score(tmp_path / "b2.json", 5.0, 70.0),
         "B=" + write_score(tmp_path / "b1.json", 9.0, 20.0),
         "L=70.5:" + write_score(tmp_path / "l2.json", 2.5, None),
     ], runs)  # fmt: skip
@@ -64,7 +64,7 @@ def test_losses_stand_over_flops_and_fid_over_epochs_in_the_run_s_colour(tmp_pat
         val = next(line for line in losses.lines if line.get_xdata().tolist() == [cost * 1000])
         assert val.get_ydata().tolist() == [3.0] and val.get_color() == named[name].get_color()
     points = {line.get_label(): line for line in fids.lines}
-    assert points["B"].get_xydata().tolist() == [[20.0, 9.0], [80.0, 5.0]], "by epochs, whatever order they came in"
+    assert points["B"].get_xydata().tolist() == [[20.0, 9.0], [80.0, 5.0]], "by epochs, given ones before told ones"
     assert points["L"].get_xydata().tolist() == [[50.0, 3.0], [70.5, 2.5]]
     assert all(points[name].get_color() == named[name].get_color() for name in "BL")
     with Image.open(tmp_path / "made" / "scaling.png") as picture:

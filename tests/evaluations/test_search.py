@@ -22,6 +22,7 @@ from evaluations.convnet import ConvNet, ConvNetConfig
 from evaluations.images import write_npz
 from evaluations.options import Evaluate, EvaluatorOptions, FeatureOptions, NetOptions
 from evaluations.plots import save_figure
+from evaluations.scaling import named_scores
 from evaluations.search_options import Search, SearchOptions
 from evaluations.search_report import SETTING, draw_search, table
 from evaluations.search_task import search
@@ -99,7 +100,7 @@ def test_the_report_says_first_that_it_compares_with_nothing_and_marks_the_best(
     winner = min(points, key=lambda point: point["scores"]["fid"])
     marked = [line.split() for line in lines if line.endswith("<- best FID")]
     assert [float(line[0]) for line in marked] == [winner["cfg_scale"]]
-    best = f"best FID: {winner['scores']['fid']:.3f} at --cfg-scale {winner['cfg_scale']:g} --top-k 0"
+    best = f"best FID: {winner['scores']['fid']:#.4g} at --cfg-scale {winner['cfg_scale']:g} --top-k 0"
     assert any(line.startswith(best) for line in lines)
     assert f"FID of {COUNT} pictures compares with FID of as many alone" in lines[-1]
     assert sorted(path.name for path in whole.iterdir()) == ["search.json", "search.png", "search.txt"]
@@ -149,6 +150,18 @@ def test_a_point_has_the_evaluator_s_figures_on_the_kept_samples(whole, files, t
     assert point["scores"] == pytest.approx(report.scores, rel=1e-5)  # other batches of the network
     assert point["samples"]["sha256"] == report.data()["samples"]["sha256"]
     assert scores(tmp_path) == scores(whole)[1:2]
+
+
+def test_the_evaluator_tells_the_scaling_plot_the_epochs_of_sampled_pictures(files, tmp_path):
+    state = torch.load(files / "gpt.pt")
+    torch.save({**state, "steps": 30, "order": {"samples": 47, "global_batch_size": 8}}, tmp_path / "gpt.pt")
+    plain = asked(files, tmp_path / "out", cfg_scales=(2.0,), keep_samples=True)
+    search(replace(plain, gpt=replace(plain.gpt, gpt_ckpt=str(tmp_path / "gpt.pt"))))
+    npz = tmp_path / "out" / "samples" / (NAME.format(2.0) + ".npz")
+    features = FeatureOptions(str(files / "net.safetensors"), device="cpu", cache=False)
+    report = evaluate(Evaluate(EvaluatorOptions(str(files / "reference.npz"), str(npz)), features))
+    (score,) = named_scores([f"B={npz.with_name(npz.name.removesuffix('npz') + 'json')}"], ["B"])["B"]
+    assert (score.epochs, score.fid, score.comparable) == (6.0, report.scores["fid"], False)
 
 
 @pytest.mark.parametrize("changed, words", [
