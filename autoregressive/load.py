@@ -1,7 +1,7 @@
 """A GPT from options and weight files; whatever does not fit is named."""
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ class GPT:
     downsample: int
     class_names: list[str] | None = None
     tokenizer: dict | None = None  # {"name", "checksum"} of the tokenizer whose codes it was trained on
+    trained: dict = field(default_factory=dict)  # "steps" and "epochs" of its training, where the file tells
 
     def checksum(self) -> str:
         """Of the weights as they compute, in the model's precision. Reads them all, at about a second per GB."""
@@ -104,4 +105,5 @@ def load_gpt(options: GPTOptions, downsample: int, device: torch.device, dtype: 
         model = Transformer(args)
     load_strict(model, weights, "--gpt-ckpt", f"Is it a {name}? Choose another --gpt-model")
     model = model.to(device, dtype).eval().requires_grad_(False)
-    return GPT(model, name, size, downsample, weights.meta.get("class_names"), weights.meta.get("tokenizer"))
+    papers = (weights.meta.get("class_names"), weights.meta.get("tokenizer"))
+    return GPT(model, name, size, downsample, *papers, weights.trained)

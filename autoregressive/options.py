@@ -43,15 +43,21 @@ class MachineOptions:
 
 
 @dataclass
-class SamplingOptions:
-    cfg_scale: float = 4.0
-    """Scale of classifier-free guidance; 1 samples without."""
+class GuidanceOptions:
+    """How guidance goes along a picture's codes, whatever its scale."""
+
     cfg_interval: float = -1
     """Guide codes 0 to this number + 1 only, and save the second branch after them (-1: all codes)."""
     cfg_schedule: str = "constant"
     """constant, linear (scale grows from 1 to --cfg-scale) or power-cosine (the same, along a cosine)."""
     cfg_power: float = 2.75
     """Exponent of the power-cosine schedule."""
+
+
+@dataclass
+class SamplingOptions(GuidanceOptions):
+    cfg_scale: float = 4.0
+    """Scale of classifier-free guidance; 1 samples without."""
     top_k: int = 2000
     """Draw from the so many most likely codes (0: from all)."""
     temperature: float = 1.0

@@ -33,6 +33,7 @@ class Weights:
     path: Path
     key: str = "bare"  # the entry of the file that it was
     meta: dict = field(default_factory=dict)  # empty for files that others wrote
+    trained: dict = field(default_factory=dict)  # "steps" and "epochs" of training, where the file tells
 
 
 # ---- writing
@@ -119,11 +120,26 @@ def read_weights(path: str | Path, prefer: Sequence[str] = (), flag: str = "chec
     data = read_file(path, flag)
     for key in (*prefer, *WRAPPERS):
         if isinstance(data.get(key), dict) and data[key]:
-            return Weights(clean(data[key]), Path(path), key, data.get("meta") or {})
+            return Weights(clean(data[key]), Path(path), key, data.get("meta") or {}, trained(data))
     if data and all(isinstance(value, Tensor) for value in data.values()):
         return Weights(clean(data), Path(path))
     raise ValueError(f"{flag} {path}: no weights in it; its entries are {', '.join(map(str, data)) or 'none'}, "
                      f"expected one of {', '.join(WRAPPERS)} or a bare state dict")  # fmt: skip
+
+
+def trained(data: dict) -> dict:
+    """How long a checkpoint's weights were trained: "steps", and "epochs" if it says of how many samples they were."""
+    if not isinstance(data.get("steps"), int):
+        return {}
+    epochs = epochs_after(data["steps"], data.get("order") or {})
+    return {"steps": data["steps"]} | ({} if epochs is None else {"epochs": epochs})
+
+
+def epochs_after(steps: int, order: dict) -> float | None:
+    """Passes over the data that so many steps are, whose incomplete last batch is dropped; None where unknown."""
+    if not {"samples", "global_batch_size"} <= set(order):
+        return None
+    return steps / (order["samples"] // order["global_batch_size"])
 
 
 def clean(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from engine.checkpoint import CheckpointFolder, Weights, clean, load_strict, newest_checkpoint, read_file
+from engine.checkpoint import CheckpointFolder, Weights, clean, epochs_after, load_strict, newest_checkpoint, read_file
 from engine.distributed import Context, pick_precision
 from engine.logger import Logger
 from engine.optim import EMA, load_optimizer, schedule
@@ -286,11 +286,17 @@ class Trainer:
         peak = peak_flops(context.device)
         if task.flops and peak:
             figures["mfu"] = rate * task.flops / (peak * context.world)
+        figures |= self.progress()
         self.logger.record(self.step, figures)
         left = timedelta(seconds=int((self.total - self.step) * self.optim.global_batch_size / rate))
         shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
         bar.set_postfix_str(f"loss {figures['loss']:.3f}", refresh=False)
         self.logger.say(f"step {self.step}/{self.total}  {shown}  {left} left")
+
+    def progress(self) -> dict[str, float]:
+        """Epochs and FLOPs of all steps up to this one; of the step alone, so that a resumed run counts on."""
+        epochs, flops = epochs_after(self.step, self.order), self.step * self.optim.global_batch_size * self.task.flops
+        return {name: value for name, value in (("epoch", epochs), ("flops", flops)) if value}
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.context.device.type, self.dtype, enabled=self.dtype != torch.float32)

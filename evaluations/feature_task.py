@@ -10,7 +10,7 @@ from engine.distributed import pick_device
 from evaluations.archive import Pictures
 from evaluations.features import Activations, FeatureNet, classifier_net, extract, inception_net
 from evaluations.inception import Inception, folded
-from evaluations.options import FeatureOptions
+from evaluations.options import NetOptions
 from evaluations.score_task import load_classifier
 
 # Both files hold the same weights, converted from TensorFlow's graph of 2015-12-05; they are named by their SHA-256.
@@ -69,7 +69,7 @@ def sha256(path: str) -> str:
     return digest.hexdigest()
 
 
-def activations_of(pictures: Pictures, identity: str, net: FeatureNet, options: FeatureOptions,
+def activations_of(pictures: Pictures, identity: str, net: FeatureNet, options: NetOptions,
                    what: str) -> Activations:  # fmt: skip
     """The features of a file's pictures: those kept beside it where they are of this very file (`identity`: its
     SHA-256) and network, else extracted and kept."""

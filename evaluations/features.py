@@ -39,7 +39,7 @@ class FeatureNet:
         """D."""
         return self.head.shape[1]
 
-    def caveat(self, scores_compare: str) -> list[str]:
+    def caveat(self, scores_compare: str = "these scores compare") -> list[str]:
         """A report's first line where the network is not the standard one; `scores_compare`: the sentence's subject and
         verb."""
         if self.standard:

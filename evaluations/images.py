@@ -86,12 +86,15 @@ def picture_path(folder: Path, number: int) -> Path:
     return folder / f"{number:06d}.png"
 
 
-def claim(folder: Path, meta: dict) -> None:
-    """Note in the folder what makes its pictures; a folder that holds others is refused."""
+def claim(folder: Path, meta: dict, notes: Sequence[str] = ()) -> None:
+    """Write down in the folder what makes its pictures; a folder that holds others is refused.
+
+    notes: entries of `meta` that decide nothing about the pictures, and may differ.
+    """
     path = folder / "settings.json"
     if path.exists():
         held = json.loads(path.read_text())
-        different = [name for name in meta if held.get(name) != meta[name]]
+        different = [name for name in meta if name not in notes and held.get(name) != meta[name]]
         if different:
             raise ValueError(f"--sample-dir {folder.parent}: {folder.name} holds pictures made with other settings "
                              f"({', '.join(f'{n} {held.get(n)}' for n in different)}); "

@@ -63,7 +63,18 @@ class PlotLosses:
 
 
 @dataclass
-class FeatureOptions:
+class PlotScaling:
+    runs: tuple[str, ...]
+    """NAME=DIR for each training run: DIR is the run's folder (or its metrics.jsonl), NAME stands in the legend."""
+    scores: tuple[str, ...] = ()
+    """NAME=FILE for each scored checkpoint of these runs, as many for a run as there are: FILE is the evaluator's
+    SAMPLES.json. NAME=EPOCHS:FILE where it does not tell how long its GPT was trained."""
+    output: str = "scaling.png"
+    """The picture."""
+
+
+@dataclass
+class NetOptions:
     """By which network pictures are compared."""
 
     feature_net: str | None = None
@@ -74,11 +85,15 @@ class FeatureOptions:
     cache: bool = True
     """Keep the features beside the pictures' file (NAME.features-NETWORK.safetensors), so that the next call is
     quick."""
-    device: str = "auto"
-    """cuda, mps or cpu; auto takes the first that is there."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size")
+
+
+@dataclass
+class FeatureOptions(NetOptions):
+    device: str = "auto"
+    """cuda, mps or cpu; auto takes the first that is there."""
 
 
 @dataclass

@@ -29,6 +29,31 @@ COLUMNS = 3
 EXACT = ("val_loss", "val_accuracy")  # measured on a fixed set: drawn as points, never smoothed
 
 
+def new_figure(width: float, height: float):
+    """An empty figure of so many inches."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ValueError("drawing curves needs matplotlib: pip install 'llamagen[eval]'") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def check_png(out: Path) -> None:
+    if out.suffix.lower() != ".png":
+        raise ValueError(f"--output {out}: must end in .png")
+
+
+def save_figure(figure, out: Path) -> None:
+    """A PNG, whole or not at all."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = out.with_name(f".{out.name}.part")
+    try:
+        figure.savefig(aside, format="png", dpi=110)
+        aside.replace(out)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 def named_runs(runs: Sequence[str]) -> dict[str, Path]:
     """NAME=DIR, ... -> the metrics.jsonl of each run; DIR is the run's folder or the file itself."""
     files: dict[str, Path] = {}
@@ -68,12 +93,7 @@ def smoothed(values: Sequence[float], window: int) -> list[float]:
 
 def plot_losses(metrics_files: dict[str, Path], out: Path, keys: Sequence[Panel] = PANELS) -> None:
     """Write a PNG with a panel for each run and each entry of `keys` that the run has figures of."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ValueError("drawing curves needs matplotlib: pip install 'llamagen[eval]'") from error
-    if out.suffix.lower() != ".png":
-        raise ValueError(f"--output {out}: must end in .png")
+    check_png(out)
     drawn = []
     for name, path in metrics_files.items():
         curves = read_metrics(path)
@@ -83,19 +103,13 @@ def plot_losses(metrics_files: dict[str, Path], out: Path, keys: Sequence[Panel]
         drawn += [(name, curves, panel) for panel in panels]
     columns = min(COLUMNS, len(drawn))
     rows = ceil(len(drawn) / columns)
-    figure = Figure(figsize=(4.4 * columns, 3.3 * rows), layout="constrained")
+    figure = new_figure(4.4 * columns, 3.3 * rows)
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes, (name, curves, panel) in zip(grid, drawn):
         draw_panel(axes, panel, curves, f"{name}: {panel.title}")
     for unused in grid[len(drawn) :]:
         unused.set_axis_off()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f".{out.name}.part")
-    try:
-        figure.savefig(aside, format="png", dpi=110)
-        aside.replace(out)
-    finally:
-        aside.unlink(missing_ok=True)
+    save_figure(figure, out)
 
 
 def draw_panel(axes, panel: Panel, curves: Curves, title: str) -> None:

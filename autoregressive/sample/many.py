@@ -18,6 +18,8 @@ from dataset.order import LABEL, draw
 from engine.distributed import Context, leave, setup
 from evaluations.images import PngWriter, claim, picture_path, pngs_to_npz
 
+NOTES = ("steps", "epochs")  # settings that decide nothing: the weights are known by their checksum
+
 
 def run_name(options: SampleC2IMany, pipeline: Pipeline) -> str:
     """The published name of the folder and of the npz."""
@@ -45,16 +47,22 @@ def labels_for(count: int, classes: int, seed: int, balance: bool) -> np.ndarray
 
 
 def sample_many(options: SampleC2IMany) -> Path:
-    """Write the PNGs that are missing, then the npz; its path."""
-    many = options.many
+    """What the sampler does; the npz."""
     context = setup(options.machine.device)
-    pipeline = load_pipeline(options.gpt, options.tokenizer, options.machine, context.device)
+    npz = sample_into(load_pipeline(options.gpt, options.tokenizer, options.machine, context.device), options, context)
+    leave()
+    return npz
+
+
+def sample_into(pipeline: Pipeline, options: SampleC2IMany, context: Context) -> Path:
+    """Write the PNGs that are missing, then the npz; its path. All processes call it, rank 0 writes the npz."""
+    many = options.many
     folder = Path(many.sample_dir) / run_name(options, pipeline)
     labels = labels_for(many.num_fid_samples, pipeline.gpt.model.config.num_classes, many.global_seed, many.balance)
     todo: list[int] = []
     if context.is_main:
         meta = settings_of(options, pipeline)
-        claim(folder, meta)
+        claim(folder, meta, NOTES)
         todo = [i for i in range(many.num_fid_samples) if not picture_path(folder, i).exists()]
         if len(todo) < many.num_fid_samples:
             print(f"{folder}: {many.num_fid_samples - len(todo)} pictures are there, {len(todo)} to go")
@@ -66,12 +74,11 @@ def sample_many(options: SampleC2IMany) -> Path:
         pngs_to_npz(npz, folder, range(many.num_fid_samples), many.image_size_eval, meta, labels=labels)
         print(f"{many.num_fid_samples} pictures -> {npz}")
     context.barrier()
-    leave()
     return npz
 
 
 def settings_of(options: SampleC2IMany, pipeline: Pipeline) -> dict:
-    """All that decides the pictures beside what the folder's name says."""
+    """All that decides the pictures beside what the folder's name says, and how long the GPT was trained."""
     gpt, tokenizer = pipeline.gpt, pipeline.tokenizer
     precisions = {"precision": gpt.model.output.weight.dtype,
                   "decode_precision": tokenizer.model.post_quant_conv.weight.dtype}  # fmt: skip
@@ -80,7 +87,7 @@ def settings_of(options: SampleC2IMany, pipeline: Pipeline) -> dict:
             "tokenizer": tokenizer.name, "tokenizer_checksum": tokenizer.checksum,
             "image_size": gpt.image_size, "balance": options.many.balance, "seed": options.many.global_seed,
             **{name: str(dtype).removeprefix("torch.") for name, dtype in precisions.items()},
-            "sampling": asdict(options.sampling)}  # fmt: skip
+            "sampling": asdict(options.sampling), **gpt.trained}  # fmt: skip
 
 
 def sample_missing(pipeline: Pipeline, options: SampleC2IMany, folder: Path, todo: list[int], labels: np.ndarray,

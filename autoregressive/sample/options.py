@@ -40,15 +40,11 @@ class SampleC2I:
 
 
 @dataclass
-class ManyOptions:
-    image_size_eval: int = 256
-    """Resize pictures to this side (bicubic) before they are written; evaluators of 256-px models want 256."""
-    sample_dir: str = "samples"
-    """Folder of the PNGs' folder and of the npz."""
+class BulkOptions:
+    """How pictures are made by the thousand."""
+
     per_proc_batch_size: int = 32
     """Pictures sampled at once by each process."""
-    num_fid_samples: int = 50_000
-    """How many pictures."""
     global_seed: int = 0
     """Fixes labels and pictures, whatever the batch and the number of processes."""
     balance: bool = False
@@ -58,7 +54,21 @@ class ManyOptions:
     """Pictures decoded at once."""
 
     def __post_init__(self):
-        at_least(self, 1, "image_size_eval", "per_proc_batch_size", "num_fid_samples", "decode_batch_size")
+        at_least(self, 1, "per_proc_batch_size", "decode_batch_size")
+
+
+@dataclass
+class ManyOptions(BulkOptions):
+    image_size_eval: int = 256
+    """Resize pictures to this side (bicubic) before they are written; evaluators of 256-px models want 256."""
+    sample_dir: str = "samples"
+    """Folder of the PNGs' folder and of the npz."""
+    num_fid_samples: int = 50_000
+    """How many pictures."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        at_least(self, 1, "image_size_eval", "num_fid_samples")
 
 
 @dataclass

@@ -15,7 +15,7 @@ from evaluations.archive import Pictures, open_pictures
 from evaluations.feature_task import activations_of, load_feature_net
 from evaluations.features import Activations, FeatureNet
 from evaluations.metrics import NEIGHBOURS, SPLIT, Gaussian, frechet_distance, inception_score, precision_recall
-from evaluations.options import Evaluate, FeatureOptions
+from evaluations.options import Evaluate, NetOptions
 from evaluations.pairing import problems
 
 # Printed in this order, by these names.
@@ -44,7 +44,7 @@ class Side:
         }
 
 
-def open_side(pictures: Pictures, net: FeatureNet, options: FeatureOptions, what: str) -> Side:
+def open_side(pictures: Pictures, net: FeatureNet, options: NetOptions, what: str) -> Side:
     """Features of its pictures, and its statistics: those of the file where it has them."""
     if len(pictures) == 1:
         raise ValueError(f"{pictures.path}: holds one picture, whose features have no covariance; give more")
@@ -100,9 +100,8 @@ class Report:
 
     def lines(self) -> list[str]:
         """First whether the scores compare with published ones, if not; then the scores."""
-        first = self.net.caveat("these scores compare")
-        return [*first, *(f"{words}: {self.scores[name]}" for name, words in SCORES.items() if name in self.scores),
-                *(f"note: {note}" for note in self.notes)]  # fmt: skip
+        scores = [f"{words}: {self.scores[name]}" for name, words in SCORES.items() if name in self.scores]
+        return [*self.net.caveat(), *scores, *(f"note: {note}" for note in self.notes)]
 
     def data(self) -> dict:
         return {
@@ -145,9 +144,15 @@ def evaluate(options: Evaluate) -> Report:
     return report
 
 
-def compare(reference: Pictures, samples: Pictures, net: FeatureNet, options: FeatureOptions,
+def compare(reference: Pictures, samples: Pictures, net: FeatureNet, options: NetOptions,
             notes: list[str] = ()) -> Report:  # fmt: skip
     """The report on a pairing, whether it fits or not; `notes` are sentences that go into it."""
-    sides = [open_side(reference, net, options, "reference"), open_side(samples, net, options, "samples")]
-    scores, left_out = score(*sides, net)
-    return Report(scores, net, *sides, [*notes, *left_out])
+    return compare_with(open_side(reference, net, options, "reference"), samples, net, options, notes)
+
+
+def compare_with(reference: Side, samples: Pictures, net: FeatureNet, options: NetOptions,
+                 notes: list[str] = ()) -> Report:  # fmt: skip
+    """The same against a reference that is open already."""
+    side = open_side(samples, net, options, "samples")
+    scores, left_out = score(reference, side, net)
+    return Report(scores, net, reference, side, [*notes, *left_out])

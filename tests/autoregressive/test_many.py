@@ -1,6 +1,8 @@
 """Pictures by the thousand: the same files on any number of processes, never mixed with other models' pictures."""
 
+import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from autoregressive.options import SamplingOptions
 from autoregressive.sample.many import labels_for, sample_many
 from autoregressive.sample.options import ManyOptions, SampleC2IMany
 from autoregressive.sample.pipeline import Pipeline
+from engine.checkpoint import write_json
 from engine.distributed import Context
 
 
@@ -113,6 +116,22 @@ def test_pictures_of_other_weights_are_refused(one_process, files, tmp_path):
     machine = replace(MACHINE, decode_precision="bf16")
     with pytest.raises(ValueError, match=r"other settings \(decode_precision float32\)"):
         sample_many(replace(many(files, one_process.parent), machine=machine))
+
+
+def test_how_long_the_gpt_was_trained_goes_into_the_npz_and_decides_nothing(one_process, files, tmp_path):
+    """Folders that were begun before it was noted down go on, and so do those of the same weights without papers."""
+    shutil.copytree(one_process.with_suffix(""), tmp_path / NAME)
+    held = torch.load(files / "gpt.pt")
+    (tmp_path / "weights").mkdir()
+    torch.save({**held, "steps": 30, "order": {"samples": 47, "global_batch_size": 8}}, tmp_path / "weights" / "gpt.pt")
+    assert "steps" not in (tmp_path / NAME / "settings.json").read_text()
+    longer = replace(many(files, tmp_path).gpt, gpt_ckpt=str(tmp_path / "weights" / "gpt.pt"))
+    npz = sample_many(replace(many(files, tmp_path), gpt=longer))
+    meta = json.loads(str(np.load(npz)["meta"]))
+    assert (meta["steps"], meta["epochs"]) == (30, 6.0)
+    assert contents(npz) == contents(one_process)
+    write_json(tmp_path / NAME / "settings.json", meta)
+    assert "steps" not in json.loads(str(np.load(sample_many(many(files, tmp_path)))["meta"]))
 
 
 def test_rank_0_says_which_pictures_are_missing(files, tmp_path, monkeypatch):

@@ -127,6 +127,16 @@ def test_published_wrappers_are_opened(content, key, tmp_path):
     assert same(found.state, STATE) and found.key == key
 
 
+@pytest.mark.parametrize("content, told", [
+    ({"steps": 30, "order": {"samples": 47, "global_batch_size": 8}}, {"steps": 30, "epochs": 6.0}),
+    ({"steps": 30}, {"steps": 30}),  # as published
+    ({}, {}),
+])  # fmt: skip
+def test_a_checkpoint_tells_how_long_it_was_trained(content, told, tmp_path):
+    torch.save({"model": STATE, **content}, tmp_path / "weights.pt")
+    assert read_weights(tmp_path / "weights.pt").trained == told
+
+
 def test_a_published_training_folder_is_opened(tmp_path):
     torch.save(STATE, tmp_path / "consolidated.pth")
     (tmp_path / "resume_step.txt").write_text("500")

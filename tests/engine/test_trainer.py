@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from linear_task import LinearOptions, build, train
+from linear_task import LinearOptions, LinearTask, build, train
 from support import run_script
 
+from engine.checkpoint import read_weights
 from engine.distributed import Context
 from engine.options import OptimOptions, RunOptions
 from engine.trainer import Run
@@ -233,3 +234,21 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
 def test_numbers_out_of_range_are_named(name, value):
     with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} {value}"):
         OptimOptions(**{name: value})
+
+
+def test_epochs_and_flops_are_counted_from_step_0_and_a_resumed_run_counts_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(LinearTask, "flops", 2.5)
+    train(options(tmp_path / "whole", log_every=4))
+    assert figures(tmp_path / "whole", "epoch") == [(4, 0.8), (8, 1.6), (12, 2.4)], "five steps are an epoch"
+    assert figures(tmp_path / "whole", "flops") == [(4, 80), (8, 160), (12, 240)], "8 samples a step"
+    train(options(tmp_path / "cut", log_every=4, max_steps=6))
+    train(options(tmp_path / "cut", log_every=4, resume=True))
+    assert figures(tmp_path / "cut", "epoch") == [(4, 0.8), (6, 1.2), (8, 1.6), (12, 2.4)]
+    assert figures(tmp_path / "cut", "flops") == [(4, 80), (6, 120), (8, 160), (12, 240)]
+    assert read_weights(tmp_path / "cut/run/checkpoints/0000006.pt").trained == {"steps": 6, "epochs": 1.2}
+
+
+def test_an_incomplete_last_batch_is_in_no_epoch_and_unknown_flops_are_not_logged(tmp_path):
+    train(options(tmp_path, count=47, log_every=10, max_steps=10))
+    assert figures(tmp_path, "epoch") == [(10, 2.0)]
+    assert "flops" not in (tmp_path / "run" / "metrics.jsonl").read_text()
