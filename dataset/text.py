@@ -60,30 +60,40 @@ def _of_table(path: Path, lines: list[str]) -> Iterator[tuple[int, str]]:
     """Line and prompt of each row below the header."""
     header = next((line for line in lines if line.strip()), "")
     # One column alone is read by the tab as well: in it, a comma ends nothing.
-    tabs = "\t" in header or "," not in header
-    rows = csv.reader((line + "\n" for line in lines), delimiter="\t" if tabs else ",", strict=not tabs)
+    rows = _rows_by_tab(lines) if "\t" in header or "," not in header else _rows_by_comma(path, lines)
     names: list[str] = []
-    before = 0
+    for number, row in rows:
+        where = f"{path}, line {number}"
+        if not any(cell.strip() for cell in row):
+            continue
+        if not names:
+            names, column = row, _column(row, where)
+        elif column >= len(row) or len(row) > len(names):
+            raise ValueError(f"{where}: has {len(row)} columns, the header {len(names)} ({', '.join(names)}); a prompt "
+                             "that holds the delimiter stands in double quotes")  # fmt: skip
+        else:
+            yield number, " ".join(row[column].split("\n"))
+
+
+def _rows_by_tab(lines: list[str]) -> Iterator[tuple[int, list[str]]]:
+    """A row is a line. Where its quotes enclose no column, they belong to the prompt: `"Hello" on a sign`."""
+    for number, line in enumerate(lines, 1):
+        try:
+            yield number, next(csv.reader([line], delimiter="\t", strict=True), [])
+        except csv.Error:
+            yield number, line.split("\t")
+
+
+def _rows_by_comma(path: Path, lines: list[str]) -> Iterator[tuple[int, list[str]]]:
+    """Columns in quotes may hold commas and run over several lines."""
+    rows, number = csv.reader((line + "\n" for line in lines), strict=True), 1
     try:
         for row in rows:
-            number, before = before + 1, rows.line_num
-            where = f"{path}, line {number}"
-            if not any(cell.strip() for cell in row):
-                continue
-            if not names:
-                names = row
-                column = _column(names, where)
-                continue
-            if column >= len(row) or len(row) > len(names):
-                raise ValueError(f"{where}: has {len(row)} columns, the header {len(names)} ({', '.join(names)}); a "
-                                 "prompt that holds the delimiter stands in double quotes")  # fmt: skip
-            if tabs and before > number:
-                raise ValueError(f"{where}: a quote opens a column and closes in line {before} or never; quotes that "
-                                 "belong to a prompt are doubled, and the prompt is quoted")  # fmt: skip
-            yield number, " ".join(row[column].split("\n"))
+            yield number, row
+            number = rows.line_num + 1
     except csv.Error as error:
-        raise ValueError(f"{path}, line {before + 1}: not readable as a table ({error}); quotes that belong to a "
-                         "prompt are doubled, and the prompt is quoted") from error  # fmt: skip
+        raise ValueError(f"{path}, line {number}: not readable as a table ({error}); a prompt that holds quotes stands "
+                         "in quotes itself, and those within are doubled") from error  # fmt: skip
 
 
 def _of_objects(path: Path, lines: list[str]) -> Iterator[tuple[int, str]]:

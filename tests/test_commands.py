@@ -41,7 +41,8 @@ COMMANDS = [
 ]
 CHECKED = [command for command in COMMANDS if command in PUBLISHED]
 # What has no default here either; a name without dashes is a place on the command line.
-REQUIRED = {"--code-path": "codes", "--fake_dir": "samples", "ref_batch": "reference.npz", "sample_batch": "samples.npz"}
+REQUIRED = {"--code-path": "codes", "--fake_dir": "samples", "ref_batch": "reference.npz",
+            "sample_batch": "samples.npz"}  # fmt: skip
 NAMES = {"GPT names": [name for name in GPT_CONFIGS if name[-1] != "M"], "tokenizer names": ["VQ-16", "VQ-8"]}
 
 # (command, flag): why its default is another one than the published.

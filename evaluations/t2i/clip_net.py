@@ -125,8 +125,9 @@ def read_clip(name: str, folder: str | None, flag: str) -> tuple[nn.Module, obje
         raise ValueError(f"{where}: not the weights of a CLIP with these sizes: {len(absent)} are missing or of "
                          f"another shape ({', '.join(absent[:2])}, ...)")  # fmt: skip
     if len(tokenizer) != text.vocab_size or text.eos_token_id not in (2, tokenizer.eos_token_id):  # 2: in old files
-        raise ValueError(f"{where}: the tokenizer is not this model's: it has {len(tokenizer)} words, the model "
-                         f"{text.vocab_size}; are vocab.json and merges.txt (or tokenizer.json) there?")  # fmt: skip
+        raise ValueError(f"{where}: the tokenizer is not this model's: {len(tokenizer)} words, {text.vocab_size} in "
+                         f"the model; end token {tokenizer.eos_token_id}, and {text.eos_token_id} in the model; are "
+                         "vocab.json and merges.txt (or tokenizer.json) there?")  # fmt: skip
     sizes = ((vision.hidden_size, vision.num_hidden_layers, vision.patch_size, vision.image_size),
              (text.hidden_size, text.num_hidden_layers, text.max_position_embeddings),
              model.config.projection_dim, vision.hidden_act)  # fmt: skip

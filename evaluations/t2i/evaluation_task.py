@@ -108,9 +108,8 @@ def evaluate(options: EvaluateT2I) -> Report:
         moments = []
         for name, folder, its in (("samples", images, files), ("reference", *reference)):
             squares = squares_for(net, folder, its, t2i)
-            identity = f"{report.papers[name]['sha256']} {squares.preparation}"
-            found = activations_of(squares, identity, net, options.features, name).pool_statistics
-            moments += [found.mean, found.covariance]
+            found = activations_of(squares, report.papers[name]["sha256"], net, options.features, name)
+            moments += [found.pool_statistics.mean, found.pool_statistics.covariance]
             report.notes += few(squares, net.width)
         report.scores["fid"], report.networks["fid"] = frechet_distance(*moments), net
     text = "\n".join(report.lines()) + "\n"
