@@ -12,7 +12,7 @@ import pickle
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -154,21 +154,14 @@ class Folder(Pictures):
                                  f"{file.name} is {w} x {h}; bring them to one size, as evaluations/c2i/reference.py "
                                  "--image-size does for a reference")  # fmt: skip
         self.shape = (len(self.files), height, width)
-        settings = path / "settings.json"
-        self.meta = json.loads(settings.read_text()) if settings.is_file() else {}
+        self.meta = settings_of(path)
 
     def batches(self, size: int) -> Iterator[np.ndarray]:
         for first in range(0, len(self), size):
             yield np.stack([read_picture(file) for file in self.files[first : first + size]])
 
     def sha256(self) -> str:
-        """Of all names and bytes."""
-        digest = hashlib.sha256()
-        for file in self.files:
-            data = file.read_bytes()
-            digest.update(f"{file.name}\0{len(data)}\0".encode())
-            digest.update(data)
-        return digest.hexdigest()
+        return sha256_of(self.files)
 
 
 def open_pictures(path: str | Path) -> Pictures:
@@ -183,6 +176,25 @@ def read_header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
     if version == (1, 0):
         return np.lib.format.read_array_header_1_0(file)
     return np.lib.format.read_array_header_2_0(file)
+
+
+def settings_of(folder: Path) -> dict:
+    """What made the pictures of a folder, as our samplers note it there; empty where nothing is said."""
+    path = folder / "settings.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}); write it anew or remove it") from error
+
+
+def sha256_of(files: Iterable[Path]) -> str:
+    """Of all names and bytes, in order."""
+    digest = hashlib.sha256()
+    for file in files:
+        data = file.read_bytes()
+        digest.update(f"{file.name}\0{len(data)}\0".encode())
+        digest.update(data)
+    return digest.hexdigest()
 
 
 def picture_files(folder: Path) -> list[Path]:

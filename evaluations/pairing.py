@@ -40,10 +40,14 @@ def problems(reference: Pictures, samples: Pictures, width: int) -> list[str]:
         (h0, w0), (h1, w1) = sides
         found.append(f"{samples.path}: pictures of {w1} x {h1} px, those of {reference.path} are {w0} x {h0}; sample "
                      f"with --image-size-eval {w0}")  # fmt: skip
-    for pictures in (reference, samples):
-        if 0 < len(pictures) < width and "mu" not in pictures.names:
-            found.append(f"{pictures.path}: {too_few(len(pictures), width)}; make more")
-    return found
+    return [*found, *few(reference, width), *few(samples, width)]
+
+
+def few(pictures: Pictures, width: int) -> list[str]:
+    """A sentence where there are too few pictures for FID."""
+    if not 0 < len(pictures) < width or "mu" in pictures.names:
+        return []
+    return [f"{pictures.path}: {too_few(len(pictures), width)}; make more"]
 
 
 def too_few(count: int, width: int) -> str:

@@ -37,6 +37,7 @@ COMMANDS = [
     "evaluations/score.py",
     "evaluations/score_digits.py",
     "evaluations/search.py",
+    "evaluations/t2i/evaluation.py",
     "scripts/download.py",
     "tokenizer/tokenizer_image/reconstruction_vq_ddp.py",
     "tokenizer/tokenizer_image/vq_demo.py",
@@ -45,11 +46,14 @@ COMMANDS = [
 ]
 CHECKED = [command for command in COMMANDS if command in PUBLISHED]
 # What has no default here either; a name without dashes is a place on the command line.
-REQUIRED = {"--code-path": "codes", "ref_batch": "reference.npz", "sample_batch": "samples.npz"}
+REQUIRED = {"--code-path": "codes", "--fake_dir": "samples", "ref_batch": "reference.npz",
+            "sample_batch": "samples.npz"}  # fmt: skip
 NAMES = {"GPT names": [name for name in GPT_CONFIGS if name[-1] != "M"], "tokenizer names": ["VQ-16", "VQ-8"]}
 
 # (command, flag): why its default is another one than the published.
-OTHER_DEFAULTS: dict[tuple[str, str], str] = {}
+OTHER_DEFAULTS: dict[tuple[str, str], str] = {
+    ("evaluations/t2i/evaluation.py", "--ref_dir"): "was required; without it there is a CLIP score now, and no FID",
+}
 
 
 @cache
@@ -104,7 +108,7 @@ def samples(flag: dict) -> list[tuple[list[str], typing.Any]]:
     if flag.get("action") == "store_true":
         return [([flag["flag"]], True)]
     any_value = {"int": 3, "float": 0.25, "str": "l1" if flag["flag"] == "--reconstruction-loss" else "some/text"}
-    choices = flag.get("choices", [any_value[flag["type"]]])
+    choices = flag.get("choices", [any_value[flag.get("type", "str")]])
     return [([flag["flag"], str(value)], value) for value in (NAMES[choices] if isinstance(choices, str) else choices)]
 
 
@@ -143,6 +147,7 @@ COMMAND_LINES = [
     f"autoregressive/sample/sample_c2i.py {VQ} {GPT} --from-fsdp --image-size 384",
     f"autoregressive/sample/sample_c2i_ddp.py {VQ} {GPT} --image-size 384 --image-size-eval 256 --cfg-scale 2.0",
     "evaluations/c2i/evaluator.py VIRTUAL_imagenet256_labeled.npz samples/NAME.npz",
+    "evaluations/t2i/evaluation.py --ref_dir COCO --fake_dir DIR --how_many 30000",
     f"autoregressive/train/extract_codes_c2i.py {VQ} --data-path IMAGENET/train --code-path DIR --ten-crop "
     "--crop-range 1.1 --image-size 384",
     "autoregressive/train/train_c2i.py --cloud-save-path DIR --code-path DIR --image-size 384 --gpt-model GPT-B",
