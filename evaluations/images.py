@@ -142,6 +142,39 @@ def pngs_to_npz(path: Path, folder: Path, numbers: Sequence[int], side: int, met
     write_npz(path, shown, (len(numbers), side, side, 3), meta, **arrays)
 
 
+class Waiting:
+    """Pictures of `size` x `size` pixels that wait in a file without a name beside `path`, by number, until it is known
+    how many there are: an array's length stands before it. The disk holds them twice for a while, the memory never."""
+
+    def __init__(self, path: Path, size: int):
+        self.path, self.shape = path, (size, size, 3)
+        self.bytes = size * size * 3
+        # Without a buffer, which would fail once more, and less clearly, when the file is closed.
+        self.file = tempfile.TemporaryFile(dir=path.parent, buffering=0)  # noqa: SIM115 - closed in __exit__
+
+    def __enter__(self) -> "Waiting":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.file.close()
+
+    def put(self, number: int, images: np.ndarray) -> None:
+        """uint8 [H, W, 3], or [N, H, W, 3] from that number on."""
+        rest = memoryview(images.tobytes())
+        try:
+            self.file.seek(number * self.bytes)
+            while rest:  # a write may take a part only
+                rest = rest[self.file.write(rest) :]
+        except OSError as error:
+            raise OSError(error.errno, f"could not write {self.path}: {error.strerror}; it needs twice its size for a "
+                          "while, what stood there before is whole") from error  # fmt: skip
+
+    def get(self, number: int) -> np.ndarray:
+        """uint8 [H, W, 3]."""
+        self.file.seek(number * self.bytes)
+        return np.frombuffer(self.file.read(self.bytes), np.uint8).reshape(self.shape)
+
+
 def write_npz(path: str | Path, images: Iterable[np.ndarray], shape: tuple[int, ...], meta: dict,
               **arrays: np.ndarray) -> None:  # fmt: skip
     """`arr_0` uint8 of `shape` = (N, H, W, 3) from pictures given one by one, without holding them all.

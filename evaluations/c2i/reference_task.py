@@ -3,7 +3,6 @@
 Axes: N pictures, H = W their side.
 """
 
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from dataset.images import fingerprint
 from dataset.order import HELD_OUT, draw
 from evaluations.feature_task import load_feature_net
 from evaluations.features import Accumulator
-from evaluations.images import make_folder, write_npz
+from evaluations.images import Waiting, make_folder, write_npz
 from evaluations.options import Reference
 
 
@@ -30,16 +29,15 @@ def make_reference(options: Reference) -> Path:
     place = np.argsort(np.argsort(draw(reference.seed, 0, np.arange(len(source)), HELD_OUT), kind="stable"))
     keep = min(reference.keep, len(source))
     everything = Accumulator(net, keep=False)
-    # The kept pictures lie in a file until all are there: ten thousand of 512 px are more than many a memory holds.
-    with tempfile.TemporaryFile(dir=path.parent) as aside, tqdm(total=len(source), unit="picture", disable=None) as bar:
-        kept = np.memmap(aside, np.uint8, "w+", shape=(max(keep, 1), size, size, 3))
+    with Waiting(path, size) as waiting, tqdm(total=len(source), unit="picture", disable=None) as bar:
         filled = np.zeros(keep, bool)
         for batch in center_crops(source, size, range(len(source)), options.features.batch_size, data.num_workers,
                                   reference.max_bad):  # fmt: skip
             everything.add(batch["images"])
             for row, image in zip(batch["index"].tolist(), batch["images"].numpy()):
                 if place[row] < keep:
-                    kept[place[row]], filled[place[row]] = image, True
+                    waiting.put(place[row], image)
+                    filled[place[row]] = True
             bar.update(len(batch["images"]))
         pool, spatial = everything.activations().pool_statistics, everything.activations().spatial_statistics
         if pool.count < 2:
@@ -48,8 +46,7 @@ def make_reference(options: Reference) -> Path:
                 "source": fingerprint(source, data.data_path), "pictures": pool.count, "seed": reference.seed,
                 "network": net.checksum, "network_name": net.name}  # fmt: skip
         statistics = {"mu": pool.mean, "sigma": pool.covariance, "mu_s": spatial.mean, "sigma_s": spatial.covariance}
-        pictures = (kept[i] for i in np.flatnonzero(filled))
-        write_npz(path, pictures, (int(filled.sum()), size, size, 3), meta,
+        write_npz(path, map(waiting.get, np.flatnonzero(filled)), (int(filled.sum()), size, size, 3), meta,
                   **{name: value.numpy() for name, value in statistics.items()})  # fmt: skip
     print(f"statistics of {pool.count} pictures, {filled.sum()} of them kept -> {path}")
     return path
