@@ -85,7 +85,7 @@ def test_the_report_tells_where_its_figures_come_from(files, net_file, net):
     report = evaluate(options(net_file, files / "ref.npz", files / "gen.npz"))
     data = json.loads((files / "gen.json").read_text())
     assert data["scores"] == report.scores and data["comparable_with_published"] is False
-    assert data["protocol"]["network_checksum"] == net.checksum and data["protocol"]["fid_features"] == 8
+    assert data["network"]["checksum"] == net.checksum and data["protocol"]["fid_features"] == 8
     assert [data[side]["pictures"] for side in ("reference", "samples")] == [40, 30]
     assert data["samples"]["made_by"] == {"seed": 5} and data["samples"]["file"] == "gen.npz"
     assert data["samples"]["sha256"] == report.samples.pictures.sha256() and data["versions"]["torch"]
