@@ -1,5 +1,6 @@
 """Which process am I, on which device: torchrun, SLURM's srun, or this process alone; nccl on GPUs, gloo elsewhere."""
 
+import gc
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -118,5 +119,11 @@ def setup(device: str = "auto", timeout_minutes: float = 30) -> Context:
 
 
 def leave() -> None:
+    """Leave the process group, if there is one.
+
+    What still holds it in a circle of references is freed first: a gloo thread that outlives the interpreter aborts the
+    process, a finished run with it.
+    """
     if dist.is_initialized():
+        gc.collect()
         dist.destroy_process_group()

@@ -223,6 +223,8 @@ class Trainer:
             if saved_at != self.step:
                 self.save()
         finally:
+            for phase in task.phases:
+                phase.wrapped = phase.module  # DDP would hold the process group beyond its end
             bar.close()
             for number, handler in previous.items():
                 signal.signal(number, handler)
