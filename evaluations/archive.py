@@ -49,7 +49,8 @@ class Pictures:
     def kind(self) -> str | None:
         """generation, reconstruction, originals or reference; None: unknown."""
         known = (kind for kind, pattern in KINDS.items() if re.search(pattern, self.stem))
-        return self.meta.get("kind") or next(known, None)
+        # Statistics of others are those of a training set, whatever the file is called.
+        return self.meta.get("kind") or next(known, "reference" if "mu" in self.names else None)
 
     def beside(self, suffix: str) -> Path:
         """A file that is named as this one, with another ending."""
@@ -80,7 +81,7 @@ class Archive(Pictures):
                 with archive.open("arr_0.npy") as file:
                     header = read_header(file)
             if "meta" in self.names:
-                self.meta = json.loads(str(self.array("meta")))
+                self.meta = as_papers(str(self.array("meta")))
         if header is not None:
             self.shape = self.checked(*header)[:3]
         if not len(self) and not {"mu", "sigma"} <= set(self.names):
@@ -91,13 +92,13 @@ class Archive(Pictures):
         if dtype != np.uint8:
             raise ValueError(f"{self.path}: arr_0 is {dtype}; expected uint8, from 0 to 255: convert it, rounded as "
                              "you mean it")  # fmt: skip
-        if len(shape) == 3 or shape[-1] == 1:
+        if len(shape) == 3 or (len(shape) == 4 and shape[3] == 1):
             raise ValueError(f"{self.path}: arr_0 is {shape}, grey pictures; expected (N, H, W, 3): repeat the channel "
                              "three times if grey is meant")  # fmt: skip
         if len(shape) != 4 or shape[3] != 3 or fortran:
             order = " in Fortran order" if fortran else ""
             raise ValueError(f"{self.path}: arr_0 is {shape}{order}; expected (N, H, W, 3), channels last")
-        if not shape[0]:
+        if not shape[0] and not {"mu", "sigma"} <= set(self.names):
             raise ValueError(f"{self.path}: arr_0 holds no pictures")
         return shape
 
@@ -170,6 +171,15 @@ def open_pictures(path: str | Path) -> Pictures:
     return Folder(path) if path.is_dir() else Archive(path)
 
 
+def as_papers(text: str) -> dict:
+    """JSON -> what a file says about its pictures; nothing where it is another program's text."""
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def read_header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, Fortran order and type of the array whose bytes come next in an .npy file."""
     version = np.lib.format.read_magic(file)
@@ -221,8 +231,9 @@ def read_picture(file: Path) -> np.ndarray:
     """uint8 [H, W, 3]."""
     try:
         with Image.open(file) as picture:
-            if picture.mode[0] in "IF":
-                raise ValueError("more than 8 bits a channel; convert it, rounded as you mean it")
-            return np.asarray(picture.convert("RGB"))
+            mode, rgb = picture.mode, np.asarray(picture.convert("RGB"))
     except Exception as error:
         raise ValueError(f"{file}: not a readable picture ({error})") from error
+    if mode[0] in "IF":
+        raise ValueError(f"{file}: has more than 8 bits a channel; convert it, rounded as you mean it")
+    return rgb

@@ -27,6 +27,9 @@ def problems(reference: Pictures, samples: Pictures, width: int) -> list[str]:
         if reference.kind not in (fitting, None):
             found.append(f"{samples.path}: holds {a(samples.kind)}, {reference.path} {a(reference.kind)}; {words}")
     if reference.kind == "originals" and samples.kind == "reconstruction":
+        if len(reference) != len(samples):
+            found.append(f"{samples.path}: {len(samples)} pictures, {reference.path} holds {len(reference)}; rFID is "
+                         "against the very pictures that were reconstructed")  # fmt: skip
         for name in SAME:
             here, there = samples.meta.get(name), reference.meta.get(name)
             if None not in (here, there) and here != there:

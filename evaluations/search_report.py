@@ -1,6 +1,7 @@
 """What a search found, as a table and as a picture. A point is a setting, named by SETTING, with its "scores"."""
 
 from collections.abc import Sequence
+from math import isnan
 from pathlib import Path
 
 from evaluations.plots import new_figure, save_figure
@@ -21,7 +22,7 @@ MARK = "tab:red"
 
 def best(points: Sequence[dict]) -> dict:
     """The point of the lowest FID; of equal ones the first."""
-    return min(points, key=lambda point: point["scores"]["fid"])
+    return min(points, key=lambda point: (isnan(point["scores"]["fid"]), point["scores"]["fid"]))
 
 
 def in_order(points: Sequence[dict]) -> list[dict]:

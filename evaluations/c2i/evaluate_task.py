@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import version
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from engine.checkpoint import write_json, write_text
 from evaluations.archive import Pictures, open_pictures
 from evaluations.feature_task import activations_of, load_feature_net
 from evaluations.features import Activations, FeatureNet
-from evaluations.metrics import NEIGHBOURS, SPLIT, Gaussian, frechet_distance, inception_score, precision_recall
+from evaluations.metrics import NEIGHBOURS, SPLIT, frechet_distance, inception_score, precision_recall
 from evaluations.options import Evaluate, NetOptions
 from evaluations.pairing import problems
 
@@ -48,25 +49,37 @@ def open_side(pictures: Pictures, net: FeatureNet, options: NetOptions, what: st
     """Features of its pictures, and its statistics: those of the file where it has them."""
     if len(pictures) == 1:
         raise ValueError(f"{pictures.path}: holds one picture, whose features have no covariance; give more")
+    statistics = statistics_in(pictures, net)
+    from_file = bool(statistics)
     identity = pictures.sha256()
-    held = {part: (f"mu{end}", f"sigma{end}") for part, end in (("pool", ""), ("spatial", "_s"))
-            if {f"mu{end}", f"sigma{end}"} <= set(pictures.names)}  # fmt: skip
     activations = activations_of(pictures, identity, net, options, what) if len(pictures) else None
-    statistics = {}
-    for part in ("pool", "spatial"):
-        if part in held:
-            statistics[part] = tuple(torch.from_numpy(pictures.array(name)).double() for name in held[part])
-        elif not held:
-            own: Gaussian = getattr(activations, f"{part}_statistics")
-            statistics[part] = (own.mean, own.covariance)
+    if not from_file:
+        both = {"pool": activations.pool_statistics, "spatial": activations.spatial_statistics}
+        statistics = {part: (own.mean, own.covariance) for part, own in both.items()}
+    return Side(pictures, identity, activations, statistics, from_file)
+
+
+def statistics_in(pictures: Pictures, net: FeatureNet) -> dict[str, tuple[Tensor, Tensor]]:
+    """The statistics that the file holds, if any; ValueError where they are damaged, or another network's."""
+    found = {}
+    for part, names in (("pool", ("mu", "sigma")), ("spatial", ("mu_s", "sigma_s"))):
+        if not set(names) <= set(pictures.names):
+            continue
+        mean, covariance = (np.asarray(pictures.array(name), np.float64) for name in names)
+        if mean.ndim != 1 or covariance.shape != mean.shape * 2 or not np.isfinite(covariance).all():
+            raise ValueError(f"{pictures.path}: {names[0]} is {mean.shape}, {names[1]} {covariance.shape}; expected a "
+                             "mean [D] and a covariance [D, D] of finite numbers")  # fmt: skip
+        found[part] = (torch.from_numpy(mean), torch.from_numpy(covariance))
+    if not found:
+        return found
     made_with = pictures.meta.get("network", net.checksum if net.standard else None)
-    width = len(statistics["pool"][0])
-    if held and (width != net.width or made_with != net.checksum):
+    width = len(found["pool"][0]) if "pool" in found else 0
+    if width != net.width or made_with != net.checksum:
         raise ValueError(f"{pictures.path}: its statistics are of another network's features ({width} of them, network "
                          f"{made_with or 'Inception 2015-12-05'}) than those of {net.name} ({net.width}, network "
                          f"{net.checksum}); give --feature-net the network that made them, or make a reference by "
                          "evaluations/c2i/reference.py with this one")  # fmt: skip
-    return Side(pictures, identity, activations, statistics, bool(held))
+    return found
 
 
 def score(reference: Side, samples: Side, net: FeatureNet) -> tuple[dict[str, float], list[str]]:
@@ -74,10 +87,15 @@ def score(reference: Side, samples: Side, net: FeatureNet) -> tuple[dict[str, fl
     notes = []
     scores = {"inception_score": inception_score(net.logits(samples.activations.pooled))}
     for name, part in (("fid", "pool"), ("sfid", "spatial")):
-        if part in reference.statistics and part in samples.statistics:
-            scores[name] = frechet_distance(*samples.statistics[part], *reference.statistics[part])
-        else:
-            notes.append(f"{SCORES[name]} is left out: {reference.pictures.path.name} has no mu_s and sigma_s")
+        lacking = [side.pictures.path.name for side in (reference, samples) if part not in side.statistics]
+        if lacking:
+            notes.append(f"{SCORES[name]} is left out: {' and '.join(lacking)} has no mu_s and sigma_s")
+            continue
+        ours, theirs = samples.statistics[part], reference.statistics[part]
+        if len(ours[0]) != len(theirs[0]):
+            raise ValueError(f"{reference.pictures.path}: {SCORES[name]} compares {len(theirs[0])} features there with "
+                             f"{len(ours[0])} of {samples.pictures.path}; they are of different networks")  # fmt: skip
+        scores[name] = frechet_distance(*ours, *theirs)
     fewest = min(reference.pictures, samples.pictures, key=len)
     if len(fewest) <= NEIGHBOURS:
         notes.append(f"Precision and recall are left out: {fewest.path.name} has {len(fewest)} pictures (arr_0), they "
@@ -110,8 +128,8 @@ class Report:
             "notes": self.notes,
             "protocol": {
                 "source": "Dhariwal and Nichol 2021 (ADM)",
-                "fid_features": len(self.samples.statistics["pool"][0]),
-                "sfid_features": len(self.samples.statistics["spatial"][0]),
+                **{f"{name}_features": len(self.samples.statistics[part][0])
+                   for name, part in (("fid", "pool"), ("sfid", "spatial")) if part in self.samples.statistics},
                 "inception_score_split": SPLIT,
                 "precision_recall_neighbours": NEIGHBOURS,
             },

@@ -39,9 +39,10 @@ def make_reference(options: Reference) -> Path:
                     waiting.put(place[row], image)
                     filled[place[row]] = True
             bar.update(len(batch["images"]))
-        pool, spatial = everything.activations().pool_statistics, everything.activations().spatial_statistics
-        if pool.count < 2:
+        if not everything.statistics or everything.statistics[0].count < 2:
             raise ValueError(f"--data-path {data.data_path}: a reference needs at least two pictures")
+        found = everything.activations()
+        pool, spatial = found.pool_statistics, found.spatial_statistics
         meta = {"kind": "reference", "dataset": data.dataset, "split": data.split, "image_size": size,
                 "source": fingerprint(source, data.data_path), "pictures": pool.count, "seed": reference.seed,
                 "network": net.checksum, "network_name": net.name}  # fmt: skip

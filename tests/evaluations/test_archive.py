@@ -78,6 +78,12 @@ def test_published_files_are_known_by_their_names(tmp_path, name, kind):
     assert open_pictures(tmp_path / name).kind == kind
 
 
+def test_another_program_s_papers_are_let_be(tmp_path):
+    for i, text in enumerate(("made by me", "[1, 2]")):
+        np.savez(tmp_path / f"{i}.npz", arr_0=pictures(2), meta=np.array(text))
+        assert open_pictures(tmp_path / f"{i}.npz").meta == {}
+
+
 def test_names_with_dots_keep_them(tmp_path):
     (tmp_path / "cfg-2.0").mkdir()
     save_png(tmp_path / "cfg-2.0/0.png", pictures(1)[0])
@@ -100,6 +106,7 @@ WRONG = {
     "grey": (np.zeros((2, 8, 8), np.uint8), r"\(2, 8, 8\), grey pictures"),
     "one channel": (np.zeros((2, 8, 8, 1), np.uint8), "grey pictures"),
     "channels first": (np.zeros((2, 3, 8, 8), np.uint8), "channels last"),
+    "one number": (np.uint8(3), "channels last"),
     "none": (np.zeros((0, 8, 8, 3), np.uint8), "holds no pictures"),
     "fortran": (np.asfortranarray(np.zeros((2, 8, 8, 3), np.uint8)), "Fortran order"),
 }

@@ -130,6 +130,35 @@ def test_statistics_without_pictures_allow_what_they_allow(files, net_file, net)
     assert "note: sFID is left out: mu.npz has no mu_s" in text and "Precision and recall are left out: mu.npz" in text
 
 
+def test_samples_may_hold_statistics_too(files, net_file, net):
+    gaussian = Gaussian.of(features_of(net, pictures(300, 7))[0])
+    meta = {"kind": "generation", "network": net.checksum}
+    write_npz(files / "own.npz", pictures(30, 1), (30, 8, 8, 3), meta, mu=gaussian.mean.numpy(),
+              sigma=gaussian.covariance.numpy())  # fmt: skip
+    report = evaluate(options(net_file, files / "ref.npz", files / "own.npz"))
+    real = Gaussian.of(features_of(net, pictures(40, 0))[0])
+    expected = frechet_distance(gaussian.mean, gaussian.covariance, real.mean, real.covariance)
+    assert report.scores["fid"] == pytest.approx(expected, rel=1e-6)
+    assert any("sFID is left out: own.npz has no mu_s" in note for note in report.notes)
+    assert "sfid_features" not in json.loads((files / "own.json").read_text())["protocol"]
+
+
+@pytest.mark.parametrize("sigma", [np.zeros(8), np.eye(7), np.full((8, 8), np.nan)], ids=["flat", "width", "nan"])
+def test_damaged_statistics_are_named_before_any_work(files, net_file, net, sigma):
+    write_npz(files / "bad.npz", pictures(9), (9, 8, 8, 3), {"network": net.checksum}, mu=np.zeros(8), sigma=sigma)
+    with pytest.raises(ValueError, match=r"bad.npz: mu is \(8,\), sigma \(.*expected a mean"):
+        evaluate(options(net_file, files / "bad.npz", files / "gen.npz"))
+    assert not list(files.glob("*.features-*"))
+
+
+def test_spatial_statistics_of_another_width_are_refused(files, net_file, net):
+    gaussian = Gaussian.of(features_of(net, pictures(300, 7))[0])
+    write_npz(files / "odd.npz", pictures(9), (9, 8, 8, 3), {"network": net.checksum}, mu=gaussian.mean.numpy(),
+              sigma=gaussian.covariance.numpy(), mu_s=np.zeros(3), sigma_s=np.eye(3))  # fmt: skip
+    with pytest.raises(ValueError, match="odd.npz: sFID compares 3 features there with 28 of"):
+        evaluate(options(net_file, files / "odd.npz", files / "gen.npz"))
+
+
 def test_statistics_of_another_network_are_refused(files, net_file, net, tmp_path):
     gaussian = Gaussian.of(features_of(net, pictures(300, 7))[0])
     np.savez(files / "mu.npz", mu=gaussian.mean, sigma=gaussian.covariance)  # published: Inception's, so it is said
@@ -236,6 +265,18 @@ def test_published_names_are_refused_too(tmp_path, net_file):
         evaluate(options(net_file, a, b))
 
 
+def test_statistics_of_any_name_are_no_originals(tmp_path, net_file):
+    np.savez(tmp_path / "stats.npz", mu=np.zeros(8), sigma=np.eye(8))
+    with pytest.raises(ValueError, match="reconstructions are scored against the pictures that were reconstructed"):
+        evaluate(options(net_file, tmp_path / "stats.npz", made(tmp_path, "b", "reconstruction")))
+
+
+def test_fewer_originals_than_reconstructions_are_refused(tmp_path, net_file):
+    a, b = made(tmp_path, "a", "originals", count=19), made(tmp_path, "b", "reconstruction")
+    with pytest.raises(ValueError, match="b.npz: 20 pictures, .*a.npz holds 19; rFID is against the very pictures"):
+        evaluate(options(net_file, a, b))
+
+
 def test_reconstructions_of_other_pictures_are_refused(tmp_path, net_file):
     a = made(tmp_path, "a", "originals", dataset="imagenet", split="train", source="1")
     b = made(tmp_path, "b", "reconstruction", dataset="coco", split="train", source="2")
@@ -300,6 +341,19 @@ def test_a_reference_serves_the_evaluator(net_file, net, folder, tmp_path):
     report = evaluate(options(net_file, path, tmp_path / "gen.npz"))
     assert report.scores["fid"] == pytest.approx(expected(net, pictures(24, 3), pictures(30, 1))["fid"], rel=1e-5)
     assert not report.notes and report.reference.from_file
+
+
+def test_a_reference_may_hold_statistics_alone(net_file, folder, tmp_path):
+    path = make_reference(reference(net_file, folder, tmp_path / "ref.npz", keep=0))
+    write_npz(tmp_path / "gen.npz", pictures(30, 1), (30, 8, 8, 3), {"kind": "generation"})
+    assert list(evaluate(options(net_file, path, tmp_path / "gen.npz")).scores) == ["inception_score", "fid", "sfid"]
+
+
+def test_a_reference_of_nothing_is_refused(net_file, folder, tmp_path):
+    for path in folder.rglob("*.png"):
+        path.write_bytes(b"torn")
+    with pytest.raises(ValueError, match="needs at least two pictures"):
+        make_reference(reference(net_file, folder, tmp_path / "ref.npz", max_bad=1.0))
 
 
 def test_unreadable_pictures_are_left_out_up_to_a_share(net_file, folder, tmp_path, capsys):
