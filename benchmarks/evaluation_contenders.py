@@ -138,7 +138,7 @@ class Cheap(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         flat = images.flatten(1)
-        return flat[:, :POOL], flat[:, POOL : POOL + SPATIAL]
+        return flat[:, :POOL].clone(), flat[:, POOL : POOL + SPATIAL]  # a view would keep all of the picture
 
 
 def whole(options: EvaluationBenchmark) -> dict[str, float]:
