@@ -130,11 +130,7 @@ class Archive(Pictures):
             return arrays[name]
 
     def sha256(self) -> str:
-        digest = hashlib.sha256()
-        with open(self.path, "rb") as file:
-            while part := file.read(2**20):
-                digest.update(part)
-        return digest.hexdigest()
+        return sha256(self.path)
 
 
 class Folder(Pictures):
@@ -195,6 +191,15 @@ def settings_of(folder: Path) -> dict:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error}); write it anew or remove it") from error
+
+
+def sha256(path: str | Path) -> str:
+    """Of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def sha256_of(files: Iterable[Path]) -> str:

@@ -1,13 +1,12 @@
 """The network that pictures are compared by, from a file or fetched; features of pictures, kept beside their file."""
 
-import hashlib
 from pathlib import Path
 
 import torch
 
 from engine.checkpoint import checksum, load_strict, read_file, read_weights, save_safetensors
 from engine.distributed import pick_device
-from evaluations.archive import Pictures
+from evaluations.archive import Pictures, sha256
 from evaluations.features import Activations, FeatureNet, classifier_net, extract, inception_net
 from evaluations.inception import Inception, folded
 from evaluations.options import NetOptions
@@ -59,14 +58,6 @@ def fetch_inception(flag: str = "--feature-net") -> str:
                          "a classifier of evaluations/classifier.py serves too, whose scores compare with nothing "
                          "published") from error  # fmt: skip
     return str(path)
-
-
-def sha256(path: str) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(2**20):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def activations_of(pictures: Pictures, identity: str, net: FeatureNet, options: NetOptions,

@@ -13,8 +13,8 @@ from tqdm import tqdm
 from dataset.text import read_lines, read_prompts
 from engine.checkpoint import checksum, write_json, write_text
 from engine.distributed import pick_device
-from evaluations.archive import picture_files, settings_of, sha256_of
-from evaluations.feature_task import activations_of, load_feature_net, sha256
+from evaluations.archive import picture_files, settings_of, sha256, sha256_of
+from evaluations.feature_task import activations_of, load_feature_net
 from evaluations.features import FeatureNet
 from evaluations.images import make_folder
 from evaluations.inception import SIDE
