@@ -58,14 +58,16 @@ def extraction(options: EvaluationBenchmark, network: Callable[[Tensor], object]
         if options.device == "cuda":
             torch.cuda.synchronize()
 
-    network(images[: options.batch_size])  # warm
-    with torch.inference_mode():
+    # The same arithmetic for all: ours never rounds the inputs of convolutions to TF32.
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
+        network(images[: options.batch_size])  # warm
         return {"picture": shortest(work, 1) / options.pictures}
 
 
 def ours(options: EvaluationBenchmark, weights: Path) -> dict[str, float]:
     """With all that a score needs: statistics of both kinds of features, and the features kept."""
-    accumulator = Accumulator(load_feature_net(str(weights), options.device))
+    # The pictures go through it twice, and a batch to warm up.
+    accumulator = Accumulator(load_feature_net(str(weights), options.device), 2 * options.pictures + options.batch_size)
     return extraction(options, accumulator.add)
 
 
@@ -183,12 +185,16 @@ def compare(options: EvaluationBenchmark) -> None:
         rows.append([f"features: {name}", f"{rate:.1f}", f"{rate / fastest:.2f}", "", f"{best[name]['peak']:.0f}"])
     for name, figures in rounds(once, 1).items():
         rows.append([name, "", "", f"{figures['seconds']:.1f}", f"{figures['peak']:.0f}"])
-    notes = [
+    note = (
         f"{options.pictures} generated pictures of {options.image_size} px in memory, batches of {options.batch_size}, "
-        f"random weights, float32, on {options.device}; best of {options.repeats} rounds. Ours gives pool_3 and the "
-        "spatial features with the statistics of both, the others pool_3 alone. Precision and recall of 2048 features, "
-        "k = 3, torch-fidelity's with save_cpu_ram. The last line reads archives from the disk through a network that "
-        "costs nothing, and computes all five scores: its memory is what a run needs beside the network.",
-    ]
+        f"random weights, float32 without TF32, on {options.device}; best of {options.repeats} rounds. Ours gives "
+        "pool_3 and the spatial features with the statistics of both, the others pool_3 alone. Precision and recall "
+        "of 2048 features, k = 3, torch-fidelity's with save_cpu_ram."
+    )
+    if options.archive:
+        note += (" The last line reads archives from the disk through a network that costs nothing, and computes all "
+                 "five scores: its memory is what a run needs beside the network.")  # fmt: skip
     columns = ["", "pictures/s", "times the faster other", "seconds", "peak MiB"]
-    publish(options.output, "Evaluation", columns, rows, notes)
+    output = f"benchmarks/results/evaluation_{options.device}.md" if options.output == "auto" else options.output
+    card = torch.cuda.get_device_name() if options.device == "cuda" else None
+    publish(output, "Evaluation", columns, rows, [note], card)

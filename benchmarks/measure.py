@@ -67,14 +67,16 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def publish(output: str, title: str, columns: list[str], rows: list[list[str]], notes: list[str]) -> None:
-    """Print a markdown table, and write it with date, machine, versions and command."""
+def publish(output: str, title: str, columns: list[str], rows: list[list[str]], notes: list[str],
+            card: str | None = None) -> None:  # fmt: skip
+    """Print a markdown table, and write it with date, machine, versions and command; `card`: the GPU that worked."""
+    machine = [*([card] if card else []), processor(), f"{cpu_count()} cores", f"torch {version('torch')}"]
     command = shlex.join(["python3", str(Path(sys.argv[0]).resolve().relative_to(ROOT)), *sys.argv[1:]])
     table = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
     lines = [
         f"# {title}",
         "",
-        f"{date.today()}, {processor()}, {cpu_count()} cores, torch {version('torch')}: `{command}`",
+        f"{date.today()}, {', '.join(machine)}: `{command}`",
         "",
         *(f"| {' | '.join(row)} |" for row in table),
         "",

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from engine.config import Auto
+
 
 @dataclass
 class SamplingBenchmark:
@@ -43,8 +45,8 @@ class CodesBenchmark:
 
 @dataclass
 class EvaluationBenchmark:
-    output: str = "benchmarks/results/evaluation_cpu.md"
-    """Where the table is written."""
+    output: str | Auto = "auto"
+    """Where the table is written; auto: benchmarks/results/evaluation_DEVICE.md."""
     pictures: int = 128
     """Generated pictures that go through each network."""
     image_size: int = 256

@@ -2,11 +2,19 @@
 
 import json
 import os
+from datetime import datetime, timezone
+from importlib.metadata import version
 from pathlib import Path
 
 from tqdm import tqdm
 
 from engine.checkpoint import write_text
+
+
+def circumstances(device: object, *packages: str) -> dict:
+    """What a report says of where its figures were computed; `packages`: those that count beside the usual."""
+    return {"versions": {name: version(name) for name in ("torch", "numpy", "pillow", *packages)},
+            "device": str(device), "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}  # fmt: skip
 
 
 class Logger:

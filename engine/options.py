@@ -13,6 +13,12 @@ def at_least(options, lowest: float, *names: str) -> None:
             raise ValueError(f"--{name.replace('_', '-')} {value}: must be at least {lowest}")
 
 
+def check_max_bad(options) -> None:
+    """ValueError unless its max_bad is a share."""
+    if not 0 <= options.max_bad <= 1:
+        raise ValueError(f"--max-bad {options.max_bad}: is a share of the pictures, from 0 to 1")
+
+
 @dataclass
 class OptimOptions:
     """How the weights are trained."""

@@ -8,17 +8,20 @@ Axes: N pictures, H height, W width.
 
 import hashlib
 import json
+import os
 import pickle
 import re
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+SETTINGS = "settings.json"  # of a folder of pictures
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
 STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")  # mean and covariance of pooled, then of spatial features
 # What our own files say that they hold, and how files without papers are recognised by their published names.
@@ -28,6 +31,10 @@ KINDS = {
     "originals": r"^val_",
     "reference": r"^VIRTUAL_|_labeled$",
 }
+
+
+# ADM's references hold pictures of the size that their names tell.
+SIZED = re.compile(r"^VIRTUAL_[a-z_]+?(64|128|256|512)(_|$)")
 
 
 class Pictures:
@@ -52,6 +59,15 @@ class Pictures:
         # Statistics of others are those of a training set, whatever the file is called.
         return self.meta.get("kind") or next(known, "reference" if "mu" in self.names else None)
 
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """H and W, of the pictures that the statistics are of where there are no others; None: unknown."""
+        if len(self):
+            return self.shape[1:]
+        named = SIZED.search(self.stem)
+        side = self.meta.get("image_size") or (named and int(named[1]))
+        return (side, side) if side else None
+
     def beside(self, suffix: str) -> Path:
         """A file that is named as this one, with another ending."""
         return self.path.with_name(self.stem + suffix)
@@ -64,7 +80,9 @@ class Pictures:
         """One of `names`."""
         raise NotImplementedError
 
+    @cached_property
     def sha256(self) -> str:
+        """Of all that the file or folder holds."""
         raise NotImplementedError
 
 
@@ -129,6 +147,7 @@ class Archive(Pictures):
         with self.blamed(), np.load(self.path, allow_pickle=False) as arrays:
             return arrays[name]
 
+    @cached_property
     def sha256(self) -> str:
         return sha256(self.path)
 
@@ -157,6 +176,7 @@ class Folder(Pictures):
         for first in range(0, len(self), size):
             yield np.stack([read_picture(file) for file in self.files[first : first + size]])
 
+    @cached_property
     def sha256(self) -> str:
         return sha256_of(self.files)
 
@@ -164,6 +184,8 @@ class Folder(Pictures):
 def open_pictures(path: str | Path) -> Pictures:
     """An npz or a folder of pictures; ValueError, naming it, where it cannot serve as one."""
     path = Path(path)
+    if path.name in ("", ".."):
+        path = Path(os.path.abspath(path))  # what is written beside it takes its name
     return Folder(path) if path.is_dir() else Archive(path)
 
 
@@ -186,11 +208,14 @@ def read_header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 def settings_of(folder: Path) -> dict:
     """What made the pictures of a folder, as our samplers note it there; empty where nothing is said."""
-    path = folder / "settings.json"
+    path = folder / SETTINGS
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if not isinstance(held, dict):
+            raise ValueError(f"holds {type(held).__name__}, expected an object")
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}); write it anew or remove it") from error
+        raise ValueError(f"{path}: not settings as JSON ({error}); write it anew or remove it") from error
+    return held
 
 
 def sha256(path: str | Path) -> str:

@@ -9,7 +9,7 @@ from engine.distributed import pick_device
 from evaluations.archive import Pictures, sha256
 from evaluations.features import Activations, FeatureNet, classifier_net, extract, inception_net
 from evaluations.inception import Inception, folded
-from evaluations.options import NetOptions
+from evaluations.options import CachedNetOptions
 from evaluations.score_task import load_classifier
 
 # Both files hold the same weights, converted from TensorFlow's graph of 2015-12-05; they are named by their SHA-256.
@@ -60,7 +60,7 @@ def fetch_inception(flag: str = "--feature-net") -> str:
     return str(path)
 
 
-def activations_of(pictures: Pictures, identity: str, net: FeatureNet, options: NetOptions,
+def activations_of(pictures: Pictures, identity: str, net: FeatureNet, options: CachedNetOptions,
                    what: str) -> Activations:  # fmt: skip
     """The features of a file's pictures: those kept beside it where they are of this very file (`identity`: its
     SHA-256) and network, else extracted and kept."""

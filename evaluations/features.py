@@ -112,10 +112,13 @@ class Activations:
 class Accumulator:
     """Activations of pictures that come batch by batch."""
 
-    def __init__(self, net: FeatureNet, keep: bool = True):
-        """keep: the features of each picture too, not their statistics alone."""
-        self.net, self.keep = net, keep
-        self.pooled: list[Tensor] = []
+    def __init__(self, net: FeatureNet, keep: int = 0):
+        """keep: of so many pictures the features themselves, too; none: their statistics alone."""
+        self.net = net
+        # One tensor, on the device: a copy a batch would wait for the network each time, and a tensor a batch lies
+        # between the batches of pictures in such a way that malloc can use none of their memory again.
+        self.pooled = torch.empty(keep, net.width, device=net.device)
+        self.kept = 0
         self.statistics: list[Gaussian] = []
 
     def add(self, images: Tensor) -> None:
@@ -127,18 +130,18 @@ class Accumulator:
             self.statistics = [Gaussian.empty(part.shape[1], device) for part in features]
         for statistics, part in zip(self.statistics, features):
             statistics.add(Gaussian.of(part.to(statistics.mean.device)))
-        if self.keep:
-            self.pooled.append(features[0])  # on the device: a copy a batch would wait for the network each time
+        if len(self.pooled):
+            self.pooled[self.kept : self.kept + len(images)] = features[0]
+            self.kept += len(images)
 
     def activations(self) -> Activations:
         both = [Gaussian(s.count, s.mean.cpu(), s.scatter.cpu()) for s in self.statistics]
-        pooled = torch.cat(self.pooled).cpu() if self.keep else torch.empty(0, self.net.width)
-        return Activations(pooled, *both)
+        return Activations(self.pooled[: self.kept].cpu(), *both)
 
 
 def extract(net: FeatureNet, batches: Iterable[np.ndarray], count: int, what: str) -> Activations:
     """Of pictures uint8 [B, H, W, 3]; `what` stands beside the progress bar. Reading goes on beside the network."""
-    accumulator = Accumulator(net)
+    accumulator = Accumulator(net, keep=count)
     with tqdm(total=count, desc=what, unit="picture", disable=None, leave=False) as bar:
         for batch in ahead(batches):
             accumulator.add(torch.from_numpy(batch))

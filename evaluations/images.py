@@ -18,6 +18,8 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from tqdm import tqdm
 
+from evaluations.archive import SETTINGS, settings_of
+
 
 def to_bytes(images: Tensor) -> np.ndarray:
     """Float [N, 3, H, W] in [-1, 1] -> uint8 [N, H, W, 3]: clamp(127.5 x + 128, 0, 255), truncated."""
@@ -91,9 +93,9 @@ def claim(folder: Path, meta: dict, notes: Sequence[str] = ()) -> None:
 
     notes: entries of `meta` that decide nothing about the pictures, and may differ.
     """
-    path = folder / "settings.json"
+    path = folder / SETTINGS
     if path.exists():
-        held = json.loads(path.read_text())
+        held = settings_of(folder)
         different = [name for name in meta if name not in notes and held.get(name) != meta[name]]
         if different:
             raise ValueError(f"--sample-dir {folder.parent}: {folder.name} holds pictures made with other settings "

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from tyro.conf import Positional
 
 from dataset.options import DataOptions
-from engine.options import OptimOptions, RunOptions, at_least
+from engine.options import OptimOptions, RunOptions, at_least, check_max_bad
 
 
 @dataclass
@@ -82,16 +82,20 @@ class NetOptions:
     evaluations/classifier.py. Default: Inception's weights, fetched once."""
     batch_size: int = 64
     """Pictures that go through the network at once."""
-    cache: bool = True
-    """Keep the features beside the pictures' file (NAME.features-NETWORK.safetensors), so that the next call is
-    quick."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size")
 
 
 @dataclass
-class FeatureOptions(NetOptions):
+class CachedNetOptions(NetOptions):
+    cache: bool = True
+    """Keep the features beside the pictures' file (NAME.features-NETWORK.safetensors), so that the next call is
+    quick."""
+
+
+@dataclass
+class FeatureOptions(CachedNetOptions):
     device: str = "auto"
     """cuda, mps or cpu; auto takes the first that is there."""
 
@@ -124,14 +128,17 @@ class ReferenceOptions:
     """Decides which."""
     max_bad: float = 0.001
     """End with an error if a larger share of the pictures cannot be read."""
+    device: str = "auto"
+    """cuda, mps or cpu; auto takes the first that is there."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "image_size")
-        at_least(self, 0, "keep", "max_bad")
+        at_least(self, 0, "keep")
+        check_max_bad(self)
 
 
 @dataclass
 class Reference:
     reference: ReferenceOptions = field(default_factory=ReferenceOptions)
     data: DataOptions = field(default_factory=DataOptions)
-    features: FeatureOptions = field(default_factory=lambda: FeatureOptions(cache=False))
+    features: NetOptions = field(default_factory=NetOptions)

@@ -16,8 +16,9 @@ FITTING = {
 SAME = ("dataset", "split", "source")  # what originals and reconstructions must agree in
 
 
-def problems(reference: Pictures, samples: Pictures, width: int) -> list[str]:
-    """Sentences on what is wrong with the pairing, each with what would fit. `width`: features of a picture."""
+def problems(reference: Pictures, samples: Pictures, width: int, more: str) -> list[str]:
+    """Sentences on what is wrong with the pairing, each with what would fit. `width`: features of a picture; `more`:
+    how to get more samples."""
     found = []
     if reference.kind in FITTING:
         found.append(f"{reference.path}: holds {a(reference.kind)}, but stands in the place of the reference, which "
@@ -36,21 +37,31 @@ def problems(reference: Pictures, samples: Pictures, width: int) -> list[str]:
                 found.append(f"{reference.path}: holds other pictures ({name} {there}) than those that "
                              f"{samples.path} reconstructs ({name} {here}); make it with the same --dataset, "
                              "--data-path and --split")  # fmt: skip
-    sides = [pictures.shape[1:] if len(pictures) else None for pictures in (reference, samples)]
-    if sides[0] is None and reference.meta.get("image_size"):
-        sides[0] = (reference.meta["image_size"],) * 2
+    sides = [pictures.size for pictures in (reference, samples)]
     if None not in sides and sides[0] != sides[1]:
         (h0, w0), (h1, w1) = sides
         found.append(f"{samples.path}: pictures of {w1} x {h1} px, those of {reference.path} are {w0} x {h0}; sample "
                      f"with --image-size-eval {w0}")  # fmt: skip
-    return [*found, *few(reference, width), *few(samples, width)]
+    return [*found, *few(reference, width), *few(samples, width, more)]
 
 
-def few(pictures: Pictures, width: int) -> list[str]:
-    """A sentence where there are too few pictures for FID."""
+def checked(reference: Pictures, samples: Pictures, width: int, force: bool, more: str = "make more") -> list[str]:
+    """What a report of the two has to say; ValueError on a pairing that does not fit, unless it is forced."""
+    wrong = problems(reference, samples, width, more)
+    if wrong and not force:
+        raise ValueError("\n".join([*wrong, "(--force scores them all the same)"]))
+    if reference.size is None:
+        height, width = samples.size
+        wrong.append(f"{reference.path} does not tell the size of its pictures: the scores count if that is {width} x "
+                     f"{height} px, as that of the samples")  # fmt: skip
+    return wrong
+
+
+def few(pictures: Pictures, width: int, more: str = "make more") -> list[str]:
+    """A sentence where there are too few pictures for FID; `more`: how to get more."""
     if not 0 < len(pictures) < width or "mu" in pictures.names:
         return []
-    return [f"{pictures.path}: {too_few(len(pictures), width)}; make more"]
+    return [f"{pictures.path}: {too_few(len(pictures), width)}; {more}"]
 
 
 def too_few(count: int, width: int) -> str:

@@ -7,7 +7,7 @@ from autoregressive.options import GPTOptions, GuidanceOptions, MachineOptions
 from autoregressive.sample.options import BulkOptions
 from engine.config import Auto
 from engine.options import at_least
-from evaluations.options import NetOptions
+from evaluations.options import CachedNetOptions
 from tokenizer.tokenizer_image.vq_options import TokenizerOptions
 
 
@@ -62,4 +62,4 @@ class Search:
     machine: MachineOptions = field(default_factory=lambda: MachineOptions(compile=True))
     guidance: GuidanceOptions = field(default_factory=GuidanceOptions)
     bulk: BulkOptions = field(default_factory=BulkOptions)
-    features: NetOptions = field(default_factory=NetOptions)
+    features: CachedNetOptions = field(default_factory=CachedNetOptions)

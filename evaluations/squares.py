@@ -7,7 +7,7 @@ Axes: B pictures of a batch, S side of a square.
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +46,7 @@ class Squares(Pictures):
     def read(self, file: Path) -> np.ndarray:
         return self.resize(centre_square(read_picture(file), self.side))
 
+    @cached_property
     def sha256(self) -> str:
         return sha256_of(self.files)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from dataset.options import DataOptions
 from engine.config import Auto
-from engine.options import OptimOptions, RunOptions, at_least
+from engine.options import OptimOptions, RunOptions, at_least, check_max_bad
 from tokenizer.tokenizer_image.vq_options import TokenizerOptions
 
 
@@ -96,8 +96,7 @@ class Extraction:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "image_size", "batch_size", "shard_size")
-        if not 0 <= self.max_bad <= 1:
-            raise ValueError(f"--max-bad {self.max_bad}: is a share of the pictures, from 0 to 1")
+        check_max_bad(self)
         if self.ten_crop and min(self.crop_range, default=0) < 1:
             raise ValueError(f"--crop-range {min(self.crop_range, default='')}: must be at least 1, the share of "
                              "--image-size to crop from")  # fmt: skip

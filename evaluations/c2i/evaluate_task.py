@@ -4,20 +4,19 @@ Axes: N pictures, D features.
 """
 
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from importlib.metadata import version
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from engine.checkpoint import write_json, write_text
+from engine.logger import circumstances
 from evaluations.archive import Pictures, open_pictures
 from evaluations.feature_task import activations_of, load_feature_net
 from evaluations.features import Activations, FeatureNet
 from evaluations.metrics import NEIGHBOURS, SPLIT, frechet_distance, inception_score, precision_recall
-from evaluations.options import Evaluate, NetOptions
-from evaluations.pairing import problems
+from evaluations.options import CachedNetOptions, Evaluate
+from evaluations.pairing import checked
 
 # Printed in this order, by these names.
 SCORES = {"inception_score": "Inception Score", "fid": "FID", "sfid": "sFID", "precision": "Precision",
@@ -29,7 +28,6 @@ class Side:
     """Reference or samples: pictures where there are any, their features, and the statistics that count."""
 
     pictures: Pictures
-    identity: str  # the file's SHA-256
     activations: Activations | None
     statistics: dict[str, tuple[Tensor, Tensor]]  # "pool", "spatial" -> mean, covariance
     from_file: bool  # whether the statistics stand in the file
@@ -37,7 +35,7 @@ class Side:
     def papers(self) -> dict:
         return {
             "file": self.pictures.path.name,
-            "sha256": self.identity,
+            "sha256": self.pictures.sha256,
             "pictures": len(self.pictures),
             "kind": self.pictures.kind,
             "statistics": "of the file" if self.from_file else "of its pictures",
@@ -45,18 +43,17 @@ class Side:
         }
 
 
-def open_side(pictures: Pictures, net: FeatureNet, options: NetOptions, what: str) -> Side:
+def open_side(pictures: Pictures, net: FeatureNet, options: CachedNetOptions, what: str) -> Side:
     """Features of its pictures, and its statistics: those of the file where it has them."""
     if len(pictures) == 1:
         raise ValueError(f"{pictures.path}: holds one picture, whose features have no covariance; give more")
     statistics = statistics_in(pictures, net)
     from_file = bool(statistics)
-    identity = pictures.sha256()
-    activations = activations_of(pictures, identity, net, options, what) if len(pictures) else None
+    activations = activations_of(pictures, pictures.sha256, net, options, what) if len(pictures) else None
     if not from_file:
         both = {"pool": activations.pool_statistics, "spatial": activations.spatial_statistics}
         statistics = {part: (own.mean, own.covariance) for part, own in both.items()}
-    return Side(pictures, identity, activations, statistics, from_file)
+    return Side(pictures, activations, statistics, from_file)
 
 
 def statistics_in(pictures: Pictures, net: FeatureNet) -> dict[str, tuple[Tensor, Tensor]]:
@@ -136,9 +133,7 @@ class Report:
             "network": {"name": self.net.name, "checksum": self.net.checksum},
             "reference": self.reference.papers(),
             "samples": self.samples.papers(),
-            "versions": {name: version(name) for name in ("torch", "numpy", "pillow")},
-            "device": str(self.net.device),
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            **circumstances(self.net.device),
         }
 
 
@@ -150,10 +145,8 @@ def evaluate(options: Evaluate) -> Report:
         raise ValueError(f"{samples.path}: holds statistics, but no pictures (arr_0) to score; the reference comes "
                          "first, the samples second")  # fmt: skip
     net = load_feature_net(options.features.feature_net, options.features.device)
-    wrong = problems(reference, samples, net.width)
-    if wrong and not options.evaluator.force:
-        raise ValueError("\n".join([*wrong, "(--force scores them all the same)"]))
-    report = compare(reference, samples, net, options.features, wrong)
+    notes = checked(reference, samples, net.width, options.evaluator.force)
+    report = compare(reference, samples, net, options.features, notes)
     text = "\n".join(report.lines()) + "\n"
     write_text(samples.beside(".txt"), text)
     write_json(samples.beside(".json"), report.data())
@@ -161,13 +154,13 @@ def evaluate(options: Evaluate) -> Report:
     return report
 
 
-def compare(reference: Pictures, samples: Pictures, net: FeatureNet, options: NetOptions,
+def compare(reference: Pictures, samples: Pictures, net: FeatureNet, options: CachedNetOptions,
             notes: list[str] = ()) -> Report:  # fmt: skip
     """The report on a pairing, whether it fits or not; `notes` are sentences that go into it."""
     return compare_with(open_side(reference, net, options, "reference"), samples, net, options, notes)
 
 
-def compare_with(reference: Side, samples: Pictures, net: FeatureNet, options: NetOptions,
+def compare_with(reference: Side, samples: Pictures, net: FeatureNet, options: CachedNetOptions,
                  notes: list[str] = ()) -> Report:  # fmt: skip
     """The same against a reference that is open already."""
     side = open_side(samples, net, options, "samples")

@@ -24,11 +24,11 @@ def make_reference(options: Reference) -> Path:
     if path.suffix != ".npz":
         raise ValueError(f"--output {path}: must end in .npz")
     make_folder(path.parent, "--output")
-    net = load_feature_net(options.features.feature_net, options.features.device)
+    net = load_feature_net(options.features.feature_net, reference.device)
     source = build_source(data.dataset, data.data_path, data.split)
     place = np.argsort(np.argsort(draw(reference.seed, 0, np.arange(len(source)), HELD_OUT), kind="stable"))
     keep = min(reference.keep, len(source))
-    everything = Accumulator(net, keep=False)
+    everything = Accumulator(net)
     with Waiting(path, size) as waiting, tqdm(total=len(source), unit="picture", disable=None) as bar:
         filled = np.zeros(keep, bool)
         for batch in center_crops(source, size, range(len(source)), options.features.batch_size, data.num_workers,

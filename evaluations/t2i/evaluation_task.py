@@ -4,8 +4,6 @@ CLIP score: Hessel et al. 2021. FID: the way of Parmar et al. 2022 ("clean-fid")
 """
 
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 
 from tqdm import tqdm
@@ -13,6 +11,7 @@ from tqdm import tqdm
 from dataset.text import read_lines, read_prompts
 from engine.checkpoint import checksum, write_json, write_text
 from engine.distributed import pick_device
+from engine.logger import circumstances
 from evaluations.archive import picture_files, settings_of, sha256, sha256_of
 from evaluations.feature_task import activations_of, load_feature_net
 from evaluations.features import FeatureNet
@@ -56,7 +55,7 @@ class Report:
 
     def data(self, t2i: T2IOptions) -> dict:
         with_clip = "clip_score" in self.networks or t2i.fid_features == "clip"
-        packages = ("torch", "numpy", "pillow", *(["transformers"] if with_clip else []))
+        packages = ["transformers"] if with_clip else []
         return {
             "scores": {self.names[score]: value for score, value in self.scores.items()},
             "comparable_with_published": {self.names[score]: net.standard for score, net in self.networks.items()},
@@ -69,9 +68,7 @@ class Report:
             "networks": {self.names[score]: {"name": net.name, "checksum": net.checksum, "features": net.width}
                          for score, net in self.networks.items()},
             **self.papers,
-            "versions": {name: version(name) for name in packages},
-            "device": str(next(iter(self.networks.values())).device),
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            **circumstances(next(iter(self.networks.values())).device, *packages),
         }  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Files and folders of pictures: read in order and in parts, and named when they are something else."""
 
+import sys
 import zipfile
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from feature_files import pictures
 from PIL import Image
+from support import run_script
 
 from evaluations.archive import Archive, open_pictures
 from evaluations.images import save_png, write_npz
@@ -95,10 +97,10 @@ def test_the_checksum_is_of_everything(tmp_path):
         np.savez(tmp_path / f"{name}.npz", arr_0=pictures(2, seed))
         for i, image in enumerate(pictures(2, seed)):
             save_png(tmp_path / name / f"{i}.png", image)
-    sums = {str(path.name): open_pictures(path).sha256() for path in tmp_path.iterdir()}
+    sums = {str(path.name): open_pictures(path).sha256 for path in tmp_path.iterdir()}
     assert sums["a"] == sums["b"] != sums["c"] and sums["a.npz"] != sums["c.npz"]
     (tmp_path / "b/1.png").rename(tmp_path / "b/2.png")
-    assert open_pictures(tmp_path / "b").sha256() != sums["a"]
+    assert open_pictures(tmp_path / "b").sha256 != sums["a"]
 
 
 WRONG = {
@@ -181,3 +183,40 @@ def test_archives_of_pickled_objects_run_no_code(tmp_path):
     with pytest.raises(ValueError, match="a.npz: "):
         Archive(tmp_path / "a.npz")
     assert not (tmp_path / "touched").exists()
+
+
+MEMORY = """
+from pathlib import Path
+import torch
+from evaluations.archive import open_pictures
+from evaluations.features import FeatureNet, extract
+
+class Cheap(torch.nn.Module):
+    def forward(self, images):
+        return images.flatten(1)[:, :2048].clone(), images.flatten(1)[:, :8].clone()
+
+def held() -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+
+net = FeatureNet("cheap", "0", False, Cheap(), torch.zeros(3, 2048))
+few, many = open_pictures(FEW), open_pictures(MANY)
+extract(net, few.batches(64), len(few), "")
+before = held()
+found = extract(net, many.batches(64), len(many), "")
+assert found.pooled.shape == (len(many), 2048) and found.pool_statistics.count == len(many)
+print(held() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_memory_of_a_run_is_that_of_the_features(tmp_path):
+    """Small tensors between large ones would keep malloc from using the memory of past batches again: 10 GB of it for
+    50,000 pictures."""
+    counts = {"few": 256, "many": 4096}
+    for name, count in counts.items():
+        write_npz(tmp_path / f"{name}.npz", iter(np.zeros((count, 128, 128, 3), np.uint8)), (count, 128, 128, 3), {})
+    script = MEMORY.replace("FEW", repr(str(tmp_path / "few.npz"))).replace("MANY", repr(str(tmp_path / "many.npz")))
+    (tmp_path / "script.py").write_text(script)
+    more = float(run_script(tmp_path / "script.py").stdout)
+    assert more < 3 * 4096 * 2048 * 4 / 2**20, f"{more:.0f} MB for 32 MB of features"

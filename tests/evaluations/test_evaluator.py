@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from feature_files import classifier_file, inception_state, pictures
+from feature_files import classifier_file, inception_state, made, options, pictures
 from support import ROOT, run_script
 
 from dataset.images import fingerprint
@@ -19,7 +19,12 @@ from evaluations.feature_task import load_feature_net
 from evaluations.features import extract
 from evaluations.images import save_png, write_npz
 from evaluations.metrics import Gaussian, frechet_distance, inception_score, precision_recall
-from evaluations.options import DataOptions, Evaluate, EvaluatorOptions, FeatureOptions, Reference, ReferenceOptions
+from evaluations.options import (
+    DataOptions,
+    NetOptions,
+    Reference,
+    ReferenceOptions,
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +43,6 @@ def files(tmp_path) -> Path:
     for name, kind, count, seed, top in (("ref", "reference", 40, 0, 256), ("gen", "generation", 30, 1, 200)):
         write_npz(tmp_path / f"{name}.npz", pictures(count, seed, top=top), (count, 8, 8, 3), {"kind": kind, "seed": 5})
     return tmp_path
-
-
-def options(net_file: str, reference, samples, force: bool = False, **features) -> Evaluate:
-    made = FeatureOptions(net_file, batch_size=7, device="cpu", **features)
-    return Evaluate(EvaluatorOptions(str(reference), str(samples), force), made)
 
 
 def features_of(net, images: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,7 +88,7 @@ def test_the_report_tells_where_its_figures_come_from(files, net_file, net):
     assert data["network"]["checksum"] == net.checksum and data["protocol"]["fid_features"] == 8
     assert [data[side]["pictures"] for side in ("reference", "samples")] == [40, 30]
     assert data["samples"]["made_by"] == {"seed": 5} and data["samples"]["file"] == "gen.npz"
-    assert data["samples"]["sha256"] == report.samples.pictures.sha256() and data["versions"]["torch"]
+    assert data["samples"]["sha256"] == report.samples.pictures.sha256 and data["versions"]["torch"]
 
 
 def test_with_the_published_network_the_first_line_is_a_score(tmp_path, net_file, monkeypatch):
@@ -215,90 +215,6 @@ def test_nothing_is_kept_where_it_is_not_wanted_or_not_possible(files, net_file,
     assert "the features are not kept" in capsys.readouterr().out and (files / "gen.txt").is_file()
 
 
-# ---- what does not fit
-
-
-def made(folder: Path, name: str, kind: str | None = None, count: int = 20, side: int = 8, **meta) -> Path:
-    path = folder / f"{name}.npz"
-    papers = {"kind": kind, **meta} if kind else {}
-    write_npz(path, pictures(count, side=side), (count, side, side, 3), papers)
-    return path
-
-
-PAIRS = [
-    ("reference", "reconstruction", "against the pictures that were reconstructed: val_imagenet.npz"),
-    ("originals", "generation", "against statistics of the training set: ADM's VIRTUAL_imagenet256_labeled.npz"),
-    ("generation", "reference", "stands in the place of the reference, which comes first"),
-    ("reconstruction", "reconstruction", "stands in the place of the reference"),
-]
-
-
-@pytest.mark.parametrize("reference, samples, error", PAIRS)
-def test_wrong_pairings_are_refused_with_what_fits(tmp_path, net_file, reference, samples, error):
-    a, b = made(tmp_path, "a", reference), made(tmp_path, "b", samples)
-    with pytest.raises(ValueError, match=error):
-        evaluate(options(net_file, a, b))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "b.npz"], "before any work"
-    report = evaluate(options(net_file, a, b, force=True))
-    assert any(error.split(":")[0] in note for note in report.notes) and "note: " in (tmp_path / "b.txt").read_text()
-
-
-@pytest.mark.parametrize("reference, samples", [
-    ("reference", "generation"), ("originals", "reconstruction"), (None, "generation"), ("originals", None),
-    ("reference", "originals"),
-])  # fmt: skip
-def test_pairings_that_fit_pass(tmp_path, net_file, reference, samples):
-    same = {"dataset": "coco", "source": "ab"}
-    assert not evaluate(options(net_file, made(tmp_path, "a", reference, **same),
-                                made(tmp_path, "b", samples, **same))).notes  # fmt: skip
-
-
-def test_files_of_others_are_taken_at_their_names(tmp_path, net_file):
-    reconstruction = made(tmp_path, "b", "reconstruction", dataset="imagenet", split="all", source="1")
-    assert not evaluate(options(net_file, made(tmp_path, "val_imagenet"), reconstruction)).notes
-
-
-def test_published_names_are_refused_too(tmp_path, net_file):
-    a = made(tmp_path, "VIRTUAL_imagenet256_labeled")
-    b = made(tmp_path, "VQ-16-imagenet-size-256-size-256-codebook-size-16384-dim-8-seed-0")
-    with pytest.raises(ValueError, match="val_imagenet.npz"):
-        evaluate(options(net_file, a, b))
-
-
-def test_statistics_of_any_name_are_no_originals(tmp_path, net_file):
-    np.savez(tmp_path / "stats.npz", mu=np.zeros(8), sigma=np.eye(8))
-    with pytest.raises(ValueError, match="reconstructions are scored against the pictures that were reconstructed"):
-        evaluate(options(net_file, tmp_path / "stats.npz", made(tmp_path, "b", "reconstruction")))
-
-
-def test_fewer_originals_than_reconstructions_are_refused(tmp_path, net_file):
-    a, b = made(tmp_path, "a", "originals", count=19), made(tmp_path, "b", "reconstruction")
-    with pytest.raises(ValueError, match="b.npz: 20 pictures, .*a.npz holds 19; rFID is against the very pictures"):
-        evaluate(options(net_file, a, b))
-
-
-def test_reconstructions_of_other_pictures_are_refused(tmp_path, net_file):
-    a = made(tmp_path, "a", "originals", dataset="imagenet", split="train", source="1")
-    b = made(tmp_path, "b", "reconstruction", dataset="coco", split="train", source="2")
-    with pytest.raises(ValueError, match=r"dataset imagenet.*reconstructs \(dataset coco\)(.|\n)*source 1"):
-        evaluate(options(net_file, a, b))
-
-
-def test_other_resolutions_and_too_few_pictures_are_refused(tmp_path, net_file):
-    a, b = made(tmp_path, "a", side=16), made(tmp_path, "b")
-    with pytest.raises(ValueError, match="b.npz: pictures of 8 x 8 px, .* 16 x 16; sample with --image-size-eval 16"):
-        evaluate(options(net_file, a, b))
-    few = made(tmp_path, "few", count=7)
-    with pytest.raises(ValueError, match="few.npz: 7 pictures; FID is unreliable under 8"):
-        evaluate(options(net_file, b, few))
-    assert not evaluate(options(net_file, b, made(tmp_path, "enough", count=8))).notes
-    one = made(tmp_path, "one", count=1)
-    with pytest.raises(ValueError, match="one.npz: holds one picture"):
-        evaluate(options(net_file, b, one, force=True))
-    report = evaluate(options(net_file, b, made(tmp_path, "three", count=3), force=True))
-    assert "precision" not in report.scores and any("need more than 3" in note for note in report.notes)
-
-
 def test_statistics_are_no_samples(files, net_file):
     np.savez(files / "mu.npz", mu=np.zeros(8), sigma=np.eye(8))
     with pytest.raises(ValueError, match="mu.npz: holds statistics, but no pictures"):
@@ -317,7 +233,7 @@ def folder(tmp_path) -> Path:
 
 def reference(net_file: str, folder: Path, output: Path, **changed) -> Reference:
     data = DataOptions(str(folder), "folder", num_workers=0)
-    return Reference(ReferenceOptions(str(output), 8, **changed), data, FeatureOptions(net_file, 5, False, "cpu"))
+    return Reference(ReferenceOptions(str(output), 8, device="cpu", **changed), data, NetOptions(net_file, 5))
 
 
 def test_a_reference_has_statistics_of_all_and_some_pictures(net_file, net, folder, tmp_path):

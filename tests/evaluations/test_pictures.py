@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluations.images import PngWriter, grid, pngs_to_npz, save_grid, save_png, to_bytes, write_npz
+from evaluations.images import PngWriter, claim, grid, pngs_to_npz, save_grid, save_png, to_bytes, write_npz
 
 
 def pictures(count: int, height: int = 5, width: int = 7) -> np.ndarray:
@@ -106,6 +106,14 @@ def test_pngs_become_an_npz_in_the_order_of_their_numbers(tmp_path):
     with np.load(tmp_path / "many.npz") as arrays:
         np.testing.assert_array_equal(arrays["arr_0"], images[[2, 1, 0]])
         assert json.loads(str(arrays["meta"])) == {"seed": 1} and arrays["labels"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_a_folder_whose_settings_are_torn_is_named(tmp_path, text):
+    (tmp_path / "settings.json").write_text(text)
+    with pytest.raises(ValueError, match=r"settings\.json: not settings as JSON .*write it anew or remove it"):
+        claim(tmp_path, {"seed": 1})
+    assert (tmp_path / "settings.json").read_text() == text
 
 
 @pytest.mark.parametrize("batches", [1, 2])

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from dataset.options import DataOptions
 from engine.config import Auto
-from engine.options import at_least
+from engine.options import at_least, check_max_bad
 from tokenizer.tokenizer_image.vq_options import TokenizerOptions
 
 
@@ -32,8 +32,7 @@ class ReconstructionRun:
     def __post_init__(self) -> None:
         at_least(self, 1, "image_size", "per_proc_batch_size")
         at_least(self, 7, "image_size_eval")  # SSIM's window
-        if not 0 <= self.max_bad <= 1:
-            raise ValueError(f"--max-bad {self.max_bad}: is a share of the pictures, from 0 to 1")
+        check_max_bad(self)
 
 
 @dataclass

@@ -5,8 +5,6 @@ Axes: B pictures of a batch, N of a process or of all, H height, W width, K code
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from importlib.metadata import version
 from math import log2
 
 import numpy as np
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dataset.images import scale
+from engine.logger import circumstances
 from evaluations.features import Accumulator, FeatureNet
 from evaluations.metrics import Gaussian, frechet_distance
 from evaluations.pairing import too_few
@@ -82,7 +81,7 @@ class Tally:
         if networks.perceptual is not None:
             self.batches["lpips"] = []
         self.histogram = torch.zeros(codes, dtype=torch.int64)
-        self.sides = [Accumulator(networks.features, keep=False) for _ in range(2)] if networks.features else []
+        self.sides = [Accumulator(networks.features) for _ in range(2)] if networks.features else []
 
     @torch.inference_mode()
     def add(self, rows: Sequence[int], originals: np.ndarray, reconstructions: np.ndarray, codes: Tensor) -> None:
@@ -176,9 +175,7 @@ class Report:
             "protocol": PROTOCOL,
             "networks": used,
             "made_by": self.made_by,
-            "versions": {name: version(name) for name in ("torch", "numpy", "pillow")},
-            "device": self.device,
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            **circumstances(self.device),
         }
 
 

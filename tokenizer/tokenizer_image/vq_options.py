@@ -5,7 +5,7 @@ from typing import Literal
 
 from dataset.options import DataOptions
 from engine.config import Auto
-from engine.options import OptimOptions, RunOptions, at_least
+from engine.options import OptimOptions, RunOptions, at_least, check_max_bad
 
 
 @dataclass
@@ -80,8 +80,7 @@ class TokenizerTraining:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "image_size")
-        if not 0 <= self.max_bad <= 1:
-            raise ValueError(f"--max-bad {self.max_bad}: is a share of the pictures, from 0 to 1")
+        check_max_bad(self)
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from dataset.options import DataOptions
-from engine.options import at_least
+from engine.options import at_least, check_max_bad
 
 
 @dataclass
@@ -21,8 +21,7 @@ class OriginalsOptions:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "image_size", "per_proc_batch_size")
-        if not 0 <= self.max_bad <= 1:
-            raise ValueError(f"--max-bad {self.max_bad}: is a share of the pictures, from 0 to 1")
+        check_max_bad(self)
 
 
 @dataclass
