@@ -2,12 +2,15 @@
 
 import gc
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
+Value = TypeVar("Value")
 PRECISIONS = {"none": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -50,6 +53,22 @@ class Context:
         box = [value]
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
+
+    def on_main(self, work: Callable[[], Value]) -> Value:
+        """What `work` gives on rank 0, on every rank; it is pickled. If it fails there all end, so that none waits for
+        a rank that is gone: rank 0 with the error, the others without a word."""
+        if self.world == 1:
+            return work()
+        value = failure = None
+        if self.is_main:
+            try:
+                value = work()
+            except Exception as error:
+                failure = error
+        failed, value = self.share((failure is not None, value))
+        if failed:
+            raise failure or SystemExit(2)
+        return value
 
     def gather(self, value) -> list:
         """Every rank's value, in their order, on rank 0; nothing elsewhere."""

@@ -65,7 +65,7 @@ class Run:
         self.options = options
         if not options.local_save and not options.cloud_save_path:
             raise ValueError("--no-local-save: give --cloud-save-path a folder for the checkpoints")
-        self.name = context.share(self._name(model) if context.is_main else None)
+        self.name = context.on_main(lambda: self._name(model))
         self.folder = Path(options.results_dir) / self.name
         roots = [options.results_dir] * options.local_save + [options.cloud_save_path] * bool(options.cloud_save_path)
         self.stores = [CheckpointFolder(Path(root) / self.name / "checkpoints", options.keep_ckpts, options.keep_every)
@@ -153,8 +153,7 @@ class Trainer:
         """Go on where this run stopped, if --resume asks and it was ever saved; else from `checkpoint`, if given."""
         if self.run.options.resume:
             # One rank looks, so that all go on from the same step; without a shared folder the others say so.
-            context = self.context
-            found = context.share(newest_checkpoint(self.run.stores, self.logger.say) if context.is_main else None)
+            found = self.context.on_main(lambda: newest_checkpoint(self.run.stores, self.logger.say))
             if found is not None:
                 self.load(found, read_file(found, "--resume"), "--resume")
         elif checkpoint:
@@ -165,17 +164,18 @@ class Trainer:
 
     def save(self) -> None:
         """Write the checkpoint to every folder; one that cannot be written does not keep it from the others."""
-        failures = []
-        if self.context.is_main:
-            payload = self.payload()
+
+        def write() -> None:
+            payload, failures = self.payload(), []
             for store in self.run.stores:
                 try:
                     self.logger.say(f"saved {store.save(self.step, payload)}")
                 except OSError as error:
                     failures.append(error)
-        if failures:
-            raise failures[0]
-        self.context.barrier()
+            if failures:
+                raise failures[0]
+
+        self.context.on_main(write)
 
     # ---- the loop
 

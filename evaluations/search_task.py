@@ -21,14 +21,16 @@ from engine.distributed import leave, setup
 from evaluations.archive import Pictures, open_pictures
 from evaluations.c2i.evaluate_task import Side, compare_with, open_side
 from evaluations.feature_task import load_feature_net
+from evaluations.features import FeatureNet
 from evaluations.images import make_folder
-from evaluations.pairing import problems
+from evaluations.pairing import checked
 from evaluations.plots import new_figure
 from evaluations.search_options import Search
 from evaluations.search_report import SETTING, digits, draw_search, in_order, table
 
 # Settings of the pictures that do not tell two searches apart: what is searched, and names and notes.
 APART = ("kind", "gpt_ckpt", "sampling", *NOTES)
+MORE = "sample more by --num-samples"
 # What decides a search, and the flag that it comes from, where that is named otherwise.
 FLAGS = {"gpt": "gpt_model", "gpt_checksum": "gpt_ckpt", "tokenizer": "vq_model", "tokenizer_checksum": "vq_ckpt",
          "seed": "global_seed", "network": "feature_net"}  # fmt: skip
@@ -44,25 +46,24 @@ class Planned(Pictures):
 
 
 def search(options: Search) -> list[dict]:
-    """Sample and score what is not scored yet; rank 0 scores, and gets all points of the folder."""
+    """Sample and score what is not scored yet; rank 0 scores, and returns all points of the folder."""
     # The other ranks wait for rank 0 to score, which may take longer than a collective usually has.
     context = setup(options.machine.device, timeout_minutes=24 * 60)
     settings = grid_of(options)
-    judge = Judge(options, context.device) if context.is_main else None
+    judge = Judge(options)
+    context.on_main(lambda: judge.open(context.device))
     pipeline = load_pipeline(options.gpt, options.tokenizer, options.machine, context.device)
-    todo, size = context.share(judge.prepare(settings, pipeline) if judge else None)
+    todo, size = context.on_main(lambda: judge.prepare(settings, pipeline))
     for number, sampling in enumerate(todo, 1):
-        if judge:
+        if context.is_main:
             print(f"setting {number} of {len(todo)}: {in_words(sampling)}")
         npz = sample_into(pipeline, many_options(options, sampling, size), context)
-        if judge:
-            judge.score(sampling, npz)
-        context.barrier()
+        context.on_main(lambda sampling=sampling, npz=npz: judge.score(sampling, npz))
     leave()
-    if judge:
+    if context.is_main:
         print("\n".join(judge.lines()))
         print(f"-> {judge.folder / 'search.txt'}, .json and .png")
-    return judge.points if judge else []
+    return judge.points
 
 
 def grid_of(options: Search) -> list[SamplingOptions]:
@@ -94,24 +95,27 @@ def in_words(sampling: SamplingOptions) -> str:
 class Judge:
     """What rank 0 knows beside the pipeline: the network, the reference, and the results so far."""
 
-    def __init__(self, options: Search, device: torch.device):
-        """Whatever is missing or wrong is said before anything is sampled."""
+    net: FeatureNet
+    reference: Pictures
+    side: Side  # of the reference
+
+    def __init__(self, options: Search):
         self.options, self.folder = options, Path(options.search.output)
-        new_figure(1, 1)
-        make_folder(self.folder, "--output")
-        self.net = load_feature_net(options.features.feature_net, device)
-        self.reference = open_pictures(options.search.reference)
         self.points: list[dict] = []
         self.asked = 0
-        self.side: Side | None = None
+
+    def open(self, device: torch.device) -> None:
+        """Whatever is missing or wrong is said before the models are loaded."""
+        new_figure(1, 1)
+        make_folder(self.folder, "--output")
+        self.net = load_feature_net(self.options.features.feature_net, device)
+        self.reference = open_pictures(self.options.search.reference)
 
     def prepare(self, settings: list[SamplingOptions], pipeline: Pipeline) -> tuple[list[SamplingOptions], int]:
         """The settings that are still to be scored, and the side of their pictures."""
         size = self.size(pipeline)
-        self.wrong = problems(self.reference, Planned(self.folder / "samples", self.options.search.num_samples, size),
-                              self.net.width)  # fmt: skip
-        if self.wrong and not self.options.search.force:
-            raise ValueError("\n".join([*self.wrong, "(--num-samples makes more; --force scores them all the same)"]))
+        planned = Planned(self.folder / "samples", self.options.search.num_samples, size)
+        self.notes = checked(self.reference, planned, self.net.width, self.options.search.force, MORE)
         self.decides = self.settings(pipeline, settings[0], size)
         self.points = self.held()
         done = set(map(key_of, self.points))
@@ -130,8 +134,8 @@ class Judge:
         """--image-size-eval, or the side of the reference's pictures, where it tells."""
         wanted, net = self.options.search.image_size_eval, self.net
         if wanted == "auto":
-            of_reference = self.reference.shape[1] or self.reference.meta.get("image_size")
-            wanted = of_reference or net.side or pipeline.gpt.image_size
+            of_reference = self.reference.size
+            wanted = of_reference[0] if of_reference else net.side or pipeline.gpt.image_size
         if net.side not in (None, wanted):
             raise ValueError(f"--image-size-eval {wanted}: {net.name} reads pictures of {net.side} px alone; give "
                              "another --feature-net or a --reference of that size")  # fmt: skip
@@ -142,7 +146,7 @@ class Judge:
         pictures = settings_of(many_options(self.options, sampling, size), pipeline)
         return {**{name: value for name, value in pictures.items() if name not in APART},
                 **asdict(self.options.guidance), "num_samples": self.options.search.num_samples,
-                "image_size_eval": size, "reference": self.reference.sha256(),
+                "image_size_eval": size, "reference": self.reference.sha256,
                 "network": self.net.checksum}  # fmt: skip
 
     def held(self) -> list[dict]:
@@ -167,7 +171,7 @@ class Judge:
         """Score the pictures of a setting, write the results down, and remove the pictures."""
         keep = self.options.search.keep_samples
         features = replace(self.options.features, cache=self.options.features.cache and keep)
-        report = compare_with(self.side, open_pictures(npz), self.net, features, self.wrong)
+        report = compare_with(self.side, open_pictures(npz), self.net, features, self.notes)
         point = {name: getattr(sampling, name) for name in SETTING}
         self.points = in_order([*self.points, {**point, **report.data()}])
         write_json(self.folder / "search.json", {"settings": self.decides, "points": self.points})

@@ -59,21 +59,25 @@ def sample_into(pipeline: Pipeline, options: SampleC2IMany, context: Context) ->
     many = options.many
     folder = Path(many.sample_dir) / run_name(options, pipeline)
     labels = labels_for(many.num_fid_samples, pipeline.gpt.model.config.num_classes, many.global_seed, many.balance)
-    todo: list[int] = []
-    if context.is_main:
+
+    def missing() -> tuple[list[int], dict]:
         meta = settings_of(options, pipeline)
         claim(folder, meta, NOTES)
         todo = [i for i in range(many.num_fid_samples) if not picture_path(folder, i).exists()]
         if len(todo) < many.num_fid_samples:
             print(f"{folder}: {many.num_fid_samples - len(todo)} pictures are there, {len(todo)} to go")
-    todo = context.share(todo)  # one rank looks: on a network folder several might not see the same
+        return todo, meta
+
+    todo, meta = context.on_main(missing)  # one rank looks: on a network folder several might not see the same
     sample_missing(pipeline, options, folder, todo[context.rank :: context.world], labels, context)
     context.barrier()
     npz = folder.with_suffix(folder.suffix + ".npz")
-    if context.is_main:
+
+    def write() -> None:
         pngs_to_npz(npz, folder, range(many.num_fid_samples), many.image_size_eval, meta, labels=labels)
         print(f"{many.num_fid_samples} pictures -> {npz}")
-    context.barrier()
+
+    context.on_main(write)
     return npz
 
 

@@ -42,20 +42,20 @@ def extract_codes(options: ExtractCodes) -> None:
         "source": {"pictures": fingerprint(source, data.data_path), "dataset": data.dataset, "split": data.split,
                    "ten_crop_ranges": list(ranges), "precision": extraction.precision},
     }  # fmt: skip
+
+    def open_writer() -> CodeStoreWriter:
+        return CodeStoreWriter(extraction.code_path, settings, count, extraction.shard_size)
+
     # Rank 0 makes the folder, then every rank opens what is there.
-    writers = CodeStoreWriter(extraction.code_path, settings, count, extraction.shard_size) if context.is_main else None
-    context.barrier()
-    writer = writers or CodeStoreWriter(extraction.code_path, settings, count, extraction.shard_size)
-    missing = context.share(writer.missing_shards() if context.is_main else None)
+    missing = context.on_main(lambda: open_writer().missing_shards())
+    writer = open_writer()
     mine = missing[context.rank :: context.world]
     pictures = sum(len(writer.shard_rows(shard)) for shard in mine)
     with tqdm(total=pictures, unit="picture", disable=None if context.is_main else True) as bar:
         for shard in mine:
             write_shard(writer, shard, crops, tokenizer, options, context, bar)
     context.barrier()
-    if context.is_main:
-        finish(writer, count, extraction.max_bad)
-    context.barrier()
+    context.on_main(lambda: finish(writer, count, extraction.max_bad))
     leave()
 
 

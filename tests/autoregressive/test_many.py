@@ -136,8 +136,8 @@ def test_how_long_the_gpt_was_trained_goes_into_the_npz_and_decides_nothing(one_
 
 def test_rank_0_says_which_pictures_are_missing(files, tmp_path, monkeypatch):
     """Its list goes to all: on a network folder another rank may see fewer files, and leave some to nobody."""
-    monkeypatch.setattr(Context, "share", lambda self, value: value[:2])
-    asked = []
+    monkeypatch.setattr(Context, "on_main", lambda self, work: seen_by_rank_0(work()))
+    asked, seen_by_rank_0 = [], lambda found: found and (found[0][:2], found[1])
     monkeypatch.setattr("autoregressive.sample.many.sample_missing", lambda *given: asked.extend(given[3]))
     with pytest.raises(FileNotFoundError):  # the npz, as nothing was sampled
         sample_many(many(files, tmp_path))

@@ -20,6 +20,37 @@ leave()
 """
 
 
+MAIN = """
+import sys
+from pathlib import Path
+from engine.distributed import leave, setup
+
+context = setup("cpu")
+calls = []
+assert context.on_main(lambda: calls.append(1) or [7]) == [7] and len(calls) == context.is_main
+
+def fail():
+    raise OSError("the disk is full")
+
+try:
+    context.on_main(fail)
+except (OSError, SystemExit) as error:
+    (Path(sys.argv[1]) / f"{context.rank}").write_text(f"{type(error).__name__} {error}")
+leave()
+"""
+
+
+def test_what_rank_0_finds_and_what_stops_it_reaches_all(tmp_path):
+    """A rank that waited for one that is gone would wait until its time is up, a day in a search."""
+    for ranks in (1, 3):
+        script, out = tmp_path / "main.py", tmp_path / str(ranks)
+        script.write_text(MAIN)
+        out.mkdir()
+        run_script(script, str(out), ranks=ranks, timeout=60)
+        said = [(out / str(rank)).read_text() for rank in range(ranks)]
+        assert said == ["OSError the disk is full", *["SystemExit 2"] * (ranks - 1)]
+
+
 def test_rank_0_gathers_every_rank_s_value_in_order(tmp_path):
     for ranks in (1, 3):
         script, out = tmp_path / "gather.py", tmp_path / str(ranks)

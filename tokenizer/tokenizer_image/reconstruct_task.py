@@ -38,8 +38,7 @@ def reconstruct(options: ReconstructTokenizer) -> Report | None:
     """Write the PNGs, the npz, the report and two grids; rank 0 returns the report."""
     run, data = options.run, options.data
     context = setup(run.device)
-    if context.is_main:
-        make_folder(run.sample_dir, "--sample-dir")
+    context.on_main(lambda: make_folder(run.sample_dir, "--sample-dir"))
     dtype = pick_precision(run.precision, context.device)
     tokenizer = load_tokenizer(options.tokenizer, context.device, dtype, prefer=("ema",))
     size, side = sizes(run, tokenizer)
@@ -50,14 +49,18 @@ def reconstruct(options: ReconstructTokenizer) -> Report | None:
             "tokenizer": tokenizer.name, "tokenizer_checksum": tokenizer.checksum, "seed": run.global_seed,
             "precision": str(dtype).removeprefix("torch.")}  # fmt: skip
     folder = Path(run.sample_dir) / run_name(options, tokenizer, size, side)
-    if context.is_main:
+
+    def prepare() -> None:
         claim(folder, meta)
         for path in folder.glob("*.png"):  # of an earlier run of the same; it may have been able to read other rows
             path.unlink()
-    context.barrier()
+
+    context.on_main(prepare)
     parts = context.gather(reconstruct_share(options, source, tokenizer, networks, (size, side), folder, context))
     report = None
-    if context.is_main:
+
+    def conclude() -> None:
+        nonlocal report
         found = Found.merged(parts)
         notes = notes_on(found, len(source), run, size, side)
         made_by = {**meta, "vq_ckpt": Path(options.tokenizer.vq_ckpt).name}
@@ -66,7 +69,8 @@ def reconstruct(options: ReconstructTokenizer) -> Report | None:
         pngs_to_npz(npz, folder, found.rows.tolist(), side, meta)
         write_report(report, folder, source, (size, side))
         print(f"{len(found.rows)} reconstructions -> {npz}")
-    context.barrier()
+
+    context.on_main(conclude)
     leave()
     return report
 
