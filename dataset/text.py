@@ -13,7 +13,7 @@ def read_prompts(path: str | Path) -> list[str]:
     """The prompts of a file, in its order, without the white space around them; blank lines are passed over.
 
     Delimiter of .csv and .tsv: the tab where the header has one, else the comma. A header of one column alone has none,
-    as published lists are: commas then belong to the prompts.
+    as published lists are: commas then belong to the prompts, unless the whole file is a well-formed csv of one column.
     """
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
@@ -59,8 +59,9 @@ def _column(names: list[str], where: str) -> int:
 def _of_table(path: Path, lines: list[str]) -> Iterator[tuple[int, str]]:
     """Line and prompt of each row below the header."""
     header = next((line for line in lines if line.strip()), "")
+    by_comma = "\t" not in header and ("," in header or _is_one_column(path, lines))
     # One column alone is read by the tab as well: in it, a comma ends nothing.
-    rows = _rows_by_tab(lines) if "\t" in header or "," not in header else _rows_by_comma(path, lines)
+    rows = _rows_by_comma(path, lines) if by_comma else _rows_by_tab(lines)
     names: list[str] = []
     for number, row in rows:
         where = f"{path}, line {number}"
@@ -73,6 +74,14 @@ def _of_table(path: Path, lines: list[str]) -> Iterator[tuple[int, str]]:
                              "that holds the delimiter stands in double quotes")  # fmt: skip
         else:
             yield number, " ".join(row[column].split("\n"))
+
+
+def _is_one_column(path: Path, lines: list[str]) -> bool:
+    """Whether all is written as csv writers do it, with quotes around prompts that hold commas, quotes or new lines."""
+    try:
+        return path.suffix.lower() == ".csv" and all(len(row) <= 1 for _, row in _rows_by_comma(path, lines))
+    except ValueError:
+        return False
 
 
 def _rows_by_tab(lines: list[str]) -> Iterator[tuple[int, list[str]]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from feature_files import classifier_file, made
 from PIL import Image
 from support import ROOT, command, environment, filled
 
@@ -32,6 +33,8 @@ EXTRACT, CONVERT, DRAW, TRAIN = (
 GRID, MANY = "autoregressive/sample/sample_c2i.py", "autoregressive/sample/sample_c2i_ddp.py"
 VQ_TRAIN, DEMO = "tokenizer/tokenizer_image/vq_train.py", "tokenizer/tokenizer_image/vq_demo.py"
 RECONSTRUCT, ORIGINALS = "tokenizer/tokenizer_image/reconstruction_vq_ddp.py", "tokenizer/validation/val_ddp.py"
+EVALUATE, REFERENCE = "evaluations/c2i/evaluator.py", "evaluations/c2i/reference.py"
+SEARCH, SCALING = "evaluations/search.py", "evaluations/plot_scaling.py"
 
 SAMPLER = "--vq-ckpt {vq} --gpt-ckpt {gpt} --device cpu --precision none"
 # Flags that work, for each command; a fault is one of them given again, otherwise.
@@ -49,6 +52,12 @@ GOOD = {
     RECONSTRUCT: "--vq-ckpt {vq} --data-path {pictures} --num-workers 0 --device cpu --no-lpips --no-rfid "
     "--sample-dir {out}/many",
     ORIGINALS: "--data-path {pictures} --image-size 16 --num-workers 0 --sample-dir {out}/many",
+    REFERENCE: "--data-path {pictures} --image-size 16 --num-workers 0 --feature-net {net} --device cpu "
+    "--output {out}/made.npz",
+    EVALUATE: "{reference} {samples} --feature-net {net} --device cpu --no-cache",
+    SEARCH: SAMPLER + " --reference {reference} --feature-net {net} --cfg-scales 2 --num-samples 9 "
+    "--output {out}/search",
+    SCALING: "--runs run={run} --output {out}/scaling.png",
 }
 FAULTS = [
     (EXTRACT, "--data-path {nowhere}", "--data-path .*nowhere"),
@@ -125,6 +134,27 @@ FAULTS = [
     (ORIGINALS, "--per-proc-batch-size 0", "--per-proc-batch-size 0: must be at least 1"),
     (ORIGINALS, "--max-bad -1", "--max-bad -1.0: is a share"),
     (ORIGINALS, "--sample-dir {torn}", "--sample-dir: cannot write into the folder .*torn"),
+    (REFERENCE, "--data-path {empty}", "--data-path .*empty: no class folders"),
+    (REFERENCE, "--max-bad 1.5", "--max-bad 1.5: is a share"),
+    (REFERENCE, "--keep -1", "--keep -1: must be at least 0"),
+    (REFERENCE, "--output {out}/made.txt", "--output .*made.txt: must end in .npz"),
+    (REFERENCE, "--output {torn}/made.npz", "--output: cannot write into the folder .*torn"),
+    (REFERENCE, "--image-size 24", "reads pictures of 16 x 16 px, these are 24 x 24"),
+    (EVALUATE, "--feature-net {nowhere}", "--feature-net .*nowhere: there is no such file"),
+    (EVALUATE, "--feature-net {torn}", "--feature-net .*truncated"),
+    (EVALUATE, "--feature-net {gpt}", "--feature-net .*Expected Inception's weights or a classifier"),
+    (EVALUATE, "--batch-size 0", "--batch-size 0: must be at least 1"),
+    (EVALUATE, "--device tpu", "--device tpu: unknown"),
+    (SEARCH, "--reference {nowhere}", "nowhere: there is no such file"),
+    (SEARCH, "--reference {torn}", "torn.pt: truncated or not an npz"),
+    (SEARCH, "--gpt-ckpt {vq}", "--gpt-ckpt .*holds a tokenizer, not a GPT"),
+    (SEARCH, "--cfg-scales 0.5", "--cfg-scales 0.5: must be at least 1"),
+    (SEARCH, "--cfg-schedule wavy", "--cfg-schedule wavy"),
+    (SEARCH, "--output {torn}", "--output: cannot write into the folder .*torn"),
+    (SCALING, "--runs {run}", "--runs .*expected NAME=DIR"),
+    (SCALING, "--runs run={empty}", "--runs run=.*: no metrics.jsonl there"),
+    (SCALING, "--scores run={torn}", "--scores .*not a SAMPLES.json"),
+    (SCALING, "--output {out}/scaling.pdf", "--output .*scaling.pdf"),
     (DRAW, "--code-path {nowhere}", "--code-path .*nowhere"),
     (DRAW, "--pictures 99", "--pictures 99: .*has pictures 0 to 7"),
     (DRAW, "--crop 9", "--crop 9"),
@@ -140,7 +170,8 @@ FAULTS = [
 def places(tmp_path_factory) -> dict[str, Path]:
     """Pictures, a tokenizer, their codes, a GPT, and things that none of the commands can use."""
     root = tmp_path_factory.mktemp("faults")
-    names = ("pictures", "vq.pt", "codes", "gpt.pt", "published", "empty", "nowhere", "torn.pt")
+    names = ("pictures", "vq.pt", "codes", "gpt.pt", "published", "empty", "nowhere", "torn.pt", "net.safetensors",
+             "reference.npz", "samples.npz", "run")  # fmt: skip
     found = {name.partition(".")[0]: root / name for name in names}
     random = np.random.default_rng(0)
     for number in range(8):
@@ -160,6 +191,11 @@ def places(tmp_path_factory) -> dict[str, Path]:
         folder = found["published"] / f"imagenet256_{kind}"
         folder.mkdir(parents=True)
         np.save(folder / "0.npy", value.astype(np.int64))
+    classifier_file(found["net"], side=16)
+    for name, kind in (("reference", "reference"), ("samples", "generation")):
+        made(root, name, kind, side=16)
+    found["run"].mkdir()
+    (found["run"] / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0, "flops": 1e9}\n')
     assert call(EXTRACT, places=found, out=root, more=f"--code-path {found['codes']}") == 0
     return found
 
@@ -177,10 +213,11 @@ def call(entry: str, more: str = "", *, places: dict[str, Path], out: Path) -> i
 
 
 def arguments(entry: str, more: str, places: dict[str, Path], out: Path) -> list[str]:
-    """The good flags, but for those that are given once more."""
+    """The good flags, but for those that are given once more; files without a flag come first."""
     words = f"{GOOD[entry]} {more}".format(**places, out=out)
+    files = words.partition("--")[0].split()
     values = dict(re.findall(r"(--\S+)((?: (?!--)\S+)*)", words))
-    return [word for flag, given in values.items() for word in (flag, *given.split())]
+    return [*files, *(word for flag, given in values.items() for word in (flag, *given.split()))]
 
 
 @pytest.mark.parametrize("entry", GOOD, ids=lambda entry: Path(entry).stem)

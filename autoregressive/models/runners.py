@@ -62,9 +62,12 @@ class CompiledRunner(EagerRunner):
     """torch.compile of the step: every step has the shape of its bucket, so that it is compiled once per bucket."""
 
     BUCKET = 256  # positions; a step reads the cache up to the next multiple and masks what is not filled
+    SHAPES = 64  # of buckets and batches; beyond torch's default of 8 steps would run plainly, without a word
 
     def __init__(self, model: Transformer):
         super().__init__(model)
+        limits = torch._dynamo.config
+        limits.cache_size_limit = max(limits.cache_size_limit, self.SHAPES)
         self.compiled = torch.compile(model.decode_one, dynamic=False)
 
     def allocate(self, batch: int, length: int, device, dtype) -> KVCache:

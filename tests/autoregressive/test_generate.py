@@ -318,6 +318,11 @@ def test_the_step_compiles_once_a_bucket_and_equals_eager(monkeypatch):
     runner = SmallBuckets(model)
     assert torch.equal(decode(runner, labels(), sampling), decode(EagerRunner(model), labels(), sampling))
     assert len(graphs) == 2  # positions 1..7 and 8..15
+    for rows in range(2, 7):  # the last batch of a sampler, guided and not: torch would give up after eight
+        for scale in (1.0, 2.0):
+            decode(runner, torch.arange(rows) % 3, Sampling(cfg_scale=scale))
+    shapes = {rows * guided for rows in range(2, 7) for guided in (1, 2)} - {2 * len(labels())}
+    assert len(graphs) == 2 * (1 + len(shapes)) > 8
 
 
 def test_runners_are_chosen_by_name():

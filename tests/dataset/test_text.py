@@ -44,9 +44,16 @@ def test_prompt_comes_before_caption_before_text(tmp_path):
         assert read_prompts(path) == [wanted]
 
 
-def test_a_prompt_of_several_lines_is_one_line(tmp_path):
-    path = written(tmp_path, "list.csv", 'prompt,n\n"a cat\non a mat",1\nb,2\n')
-    assert read_prompts(path) == ["a cat on a mat", "b"]
+@pytest.mark.parametrize("text", [
+    'prompt,n\n"a cat\non a mat",1\nb,2\n', 'Prompt\n"a cat\non a mat"\nb\n', '"Prompt"\n"a cat\non a mat"\n"b"\n',
+])  # fmt: skip
+def test_a_prompt_of_several_lines_is_one_line(text, tmp_path):
+    assert read_prompts(written(tmp_path, "list.csv", text)) == ["a cat on a mat", "b"]
+
+
+def test_one_column_keeps_its_commas_however_it_is_written(tmp_path):
+    for text in ('Prompt\na cat, a dog\n"b, ""c"""\n', 'Prompt\n"a cat, a dog"\n"b, ""c"""\n'):
+        assert read_prompts(written(tmp_path, "list.csv", text)) == ["a cat, a dog", 'b, "c"']
 
 
 @pytest.mark.parametrize("name", ["list.csv", "list.tsv"])

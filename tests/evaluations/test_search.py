@@ -20,7 +20,7 @@ from engine.checkpoint import save_safetensors
 from evaluations.c2i.evaluate_task import evaluate
 from evaluations.convnet import ConvNet, ConvNetConfig
 from evaluations.images import write_npz
-from evaluations.options import Evaluate, EvaluatorOptions, FeatureOptions, NetOptions
+from evaluations.options import CachedNetOptions, Evaluate, EvaluatorOptions, FeatureOptions
 from evaluations.plots import save_figure
 from evaluations.scaling import named_scores
 from evaluations.search_options import Search, SearchOptions
@@ -58,7 +58,7 @@ def asked(files: Path, output: Path, bulk: dict | None = None, guidance: dict | 
     gpt, vq = options(files)
     chosen = SearchOptions(str(files / f"{reference}.npz"), cfg_scales=(1.0, 2.0, 4.0), num_samples=COUNT,
                            output=str(output))  # fmt: skip
-    features = NetOptions(str(files / f"{net}.safetensors"), batch_size=7, cache=False)
+    features = CachedNetOptions(str(files / f"{net}.safetensors"), batch_size=7, cache=False)
     return Search(replace(chosen, **changed), gpt, vq, MACHINE, GuidanceOptions(**(guidance or {})),
                   BulkOptions(**{"per_proc_batch_size": 6, **(bulk or {})}), features)  # fmt: skip
 
@@ -205,7 +205,7 @@ def test_a_search_json_of_something_else_is_refused(files, tmp_path):
 
 @pytest.mark.parametrize("changed, words", [
     (dict(reference="val_set"), "samples: holds generations, .*val_set.npz original pictures"),
-    (dict(num_samples=15), "samples: 15 pictures; FID is unreliable under 16.*--num-samples"),
+    (dict(num_samples=15), "samples: 15 pictures; FID is unreliable under 16.*sample more by --num-samples"),
     (dict(reference="few"), "few.npz: 9 pictures; FID is unreliable"),
     (dict(image_size_eval=16, reference="large"), "pictures of 16 x 16 px, those of .*large.npz are 24 x 24"),
     (dict(net="small"), "--image-size-eval 16: small.safetensors .* reads pictures of 8 px alone"),
@@ -231,7 +231,7 @@ def test_missing_inception_weights_are_said_before_the_models_are_loaded(files, 
     monkeypatch.setattr("evaluations.feature_task.fetch_inception", fetch)
     monkeypatch.setattr(search_task, "load_pipeline", lambda *given: pytest.fail("was loaded"))
     with pytest.raises(ValueError, match="--feature-net: Inception's weights are not there"):
-        search(replace(asked(files, tmp_path), features=NetOptions()))
+        search(replace(asked(files, tmp_path), features=CachedNetOptions()))
 
 
 def test_two_processes_find_the_same(whole, files, tmp_path):
@@ -276,6 +276,13 @@ def test_the_table_names_the_best_and_says_where_to_look_further():
     assert "add smaller ones" in table([point(1.5, 2.0), point(2.0, 3.0)])[-1]
     assert table([point(1.0, 2.0), point(2.0, 3.0)])[-1].startswith("best FID"), "nothing is below 1"
     assert "Precision" in table([*inner, point(4.0, 9.0, precision=0.5)])[0]
+
+
+def test_a_score_that_is_no_number_is_never_the_best():
+    points = [point(1.0, float("nan")), point(2.0, 7.0), point(3.0, float("nan"))]
+    assert search_report.best(points)["cfg_scale"] == 2.0
+    lines = table(points)
+    assert lines[2].endswith("<- best FID") and lines[-1].startswith("best FID: 7.000 at --cfg-scale 2")
 
 
 def test_the_picture_marks_the_best_in_every_panel(tmp_path, monkeypatch):
