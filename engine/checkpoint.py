@@ -87,6 +87,8 @@ def read_file(path: str | Path, flag: str = "checkpoint") -> dict:
         path = path / "consolidated.pth"
     if not path.is_file():
         raise ValueError(f"{flag} {path}: there is no such file")
+    if is_torchscript(path):
+        raise ValueError(f"{flag} {path}: is a TorchScript program; give a file of the weights alone")
     try:
         if path.suffix == ".safetensors":
             from safetensors import safe_open
@@ -115,12 +117,22 @@ def read_file(path: str | Path, flag: str = "checkpoint") -> dict:
     return data
 
 
+def is_torchscript(path: Path) -> bool:
+    """Whether torch.jit.save wrote it: a program, which weights cannot be read from without running it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError):
+        return False
+
+
 def read_weights(path: str | Path, prefer: Sequence[str] = (), flag: str = "checkpoint") -> Weights:
     """The weights of any file in circulation. `prefer` names entries (such as "ema") to take before the usual ones."""
     data = read_file(path, flag)
     for key in (*prefer, *WRAPPERS):
         if isinstance(data.get(key), dict) and data[key]:
-            return Weights(clean(data[key]), Path(path), key, data.get("meta") or {}, trained(data))
+            meta = data.get("meta")
+            return Weights(clean(data[key]), Path(path), key, meta if isinstance(meta, dict) else {}, trained(data))
     if data and all(isinstance(value, Tensor) for value in data.values()):
         return Weights(clean(data), Path(path))
     raise ValueError(f"{flag} {path}: no weights in it; its entries are {', '.join(map(str, data)) or 'none'}, "

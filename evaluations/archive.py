@@ -8,12 +8,14 @@ Axes: N pictures, H height, W width.
 
 import hashlib
 import json
+import lzma
 import os
 import pickle
 import re
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+READERS = 8  # threads; Pillow reads and resizes beside Python
 SETTINGS = "settings.json"  # of a folder of pictures
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
 STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")  # mean and covariance of pooled, then of spatial features
@@ -53,11 +56,18 @@ class Pictures:
         return self.path.name.removesuffix(".npz")
 
     @property
+    def has_statistics(self) -> bool:
+        return {"mu", "sigma"} <= set(self.names)
+
+    @property
     def kind(self) -> str | None:
         """generation, reconstruction, originals or reference; None: unknown."""
+        if "kind" in self.meta:
+            return self.meta["kind"]
         known = (kind for kind, pattern in KINDS.items() if re.search(pattern, self.stem))
-        # Statistics of others are those of a training set, whatever the file is called.
-        return self.meta.get("kind") or next(known, "reference" if "mu" in self.names else None)
+        # Statistics of others are those of a training set; without pictures, whatever the file is called.
+        found = next(known, None) if len(self) else None
+        return found or ("reference" if self.has_statistics else None)
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -93,16 +103,19 @@ class Archive(Pictures):
         self.path = path
         with self.blamed(), zipfile.ZipFile(path) as archive:
             self.names = tuple(name.removesuffix(".npy") for name in archive.namelist())
-            self.shape, self.meta = (0, 0, 0), {}
-            header = None
-            if "arr_0" in self.names:
-                with archive.open("arr_0.npy") as file:
-                    header = read_header(file)
-            if "meta" in self.names:
-                self.meta = as_papers(str(self.array("meta")))
-        if header is not None:
-            self.shape = self.checked(*header)[:3]
-        if not len(self) and not {"mu", "sigma"} <= set(self.names):
+            headers = {}
+            for name in {"arr_0", "meta"} & set(self.names):
+                with archive.open(f"{name}.npy") as file:
+                    headers[name] = read_header(file)
+        self.shape = self.checked(*headers["arr_0"])[:3] if "arr_0" in headers else (0, 0, 0)
+        of_text = "meta" in headers and headers["meta"][2].kind == "U"  # others' may be of any kind
+        self.meta = as_papers(str(self.array("meta"))) if of_text else {}
+        for pair in (STATISTICS[:2], STATISTICS[2:]):
+            there = [name for name in pair if name in self.names]
+            if len(there) == 1:
+                lacking = pair[1 - pair.index(there[0])]
+                raise ValueError(f"{path}: holds {there[0]} without {lacking}; a mean and a covariance belong together")
+        if not len(self) and not self.has_statistics:
             raise ValueError(f"{path}: holds {', '.join(self.names) or 'nothing'}; expected arr_0 (uint8 pictures "
                              "[N, H, W, 3]), or the statistics mu and sigma")  # fmt: skip
 
@@ -116,7 +129,7 @@ class Archive(Pictures):
         if len(shape) != 4 or shape[3] != 3 or fortran:
             order = " in Fortran order" if fortran else ""
             raise ValueError(f"{self.path}: arr_0 is {shape}{order}; expected (N, H, W, 3), channels last")
-        if not shape[0] and not {"mu", "sigma"} <= set(self.names):
+        if not shape[0] and not self.has_statistics:
             raise ValueError(f"{self.path}: arr_0 holds no pictures")
         return shape
 
@@ -129,7 +142,8 @@ class Archive(Pictures):
             raise ValueError(f"{self.path}: there is no such file") from None
         except IsADirectoryError:
             raise ValueError(f"{self.path}: is a folder") from None
-        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, pickle.UnpicklingError) as error:
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, pickle.UnpicklingError,
+                NotImplementedError, RuntimeError) as error:  # fmt: skip
             raise ValueError(f"{self.path}: truncated or not an npz ({error}); make or fetch it again") from error
 
     def batches(self, size: int) -> Iterator[np.ndarray]:
@@ -170,11 +184,12 @@ class Folder(Pictures):
                                  f"{file.name} is {w} x {h}; bring them to one size, as evaluations/c2i/reference.py "
                                  "--image-size does for a reference")  # fmt: skip
         self.shape = (len(self.files), height, width)
-        self.meta = settings_of(path)
+        self.meta = read_settings(path)
 
     def batches(self, size: int) -> Iterator[np.ndarray]:
-        for first in range(0, len(self), size):
-            yield np.stack([read_picture(file) for file in self.files[first : first + size]])
+        with ThreadPoolExecutor(READERS) as readers:
+            for first in range(0, len(self), size):
+                yield np.stack(list(readers.map(read_picture, self.files[first : first + size])))
 
     @cached_property
     def sha256(self) -> str:
@@ -195,7 +210,13 @@ def as_papers(text: str) -> dict:
         found = json.loads(text)
     except json.JSONDecodeError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return sound(found) if isinstance(found, dict) else {}
+
+
+def sound(papers: dict) -> dict:
+    """Without what is not of the type that it is in ours."""
+    types = {"kind": str, "image_size": int, "pictures": int}
+    return {name: value for name, value in papers.items() if isinstance(value, types.get(name, object))}
 
 
 def read_header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -206,7 +227,7 @@ def read_header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
     return np.lib.format.read_array_header_2_0(file)
 
 
-def settings_of(folder: Path) -> dict:
+def read_settings(folder: Path) -> dict:
     """What made the pictures of a folder, as our samplers note it there; empty where nothing is said."""
     path = folder / SETTINGS
     try:
@@ -215,7 +236,7 @@ def settings_of(folder: Path) -> dict:
             raise ValueError(f"holds {type(held).__name__}, expected an object")
     except ValueError as error:
         raise ValueError(f"{path}: not settings as JSON ({error}); write it anew or remove it") from error
-    return held
+    return sound(held)
 
 
 def sha256(path: str | Path) -> str:

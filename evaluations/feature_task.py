@@ -24,7 +24,8 @@ def load_feature_net(path: str | None, device: torch.device | str = "auto", flag
     device = pick_device(device) if isinstance(device, str) else device
     file = path or fetch_inception(flag)
     data = read_file(file, flag)
-    if data.get("meta", {}).get("kind") == "classifier":
+    meta = data.get("meta")
+    if isinstance(meta, dict) and meta.get("kind") == "classifier":
         net, _ = load_classifier(file, device, flag)
         name = f"{Path(file).name} (ConvNet-{net.config.width})"
         return classifier_net(net, checksum(net.state_dict()), name)

@@ -8,7 +8,6 @@ import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,10 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluations.archive import SETTINGS, settings_of
+from evaluations.archive import READERS, SETTINGS, read_picture, read_settings
+from evaluations.files import whole
+
+CHUNK = 64  # pictures that are read at once, for an npz
 
 
 def to_bytes(images: Tensor) -> np.ndarray:
@@ -48,20 +50,6 @@ def make_folder(path: str | Path, flag: str) -> None:
             pass
     except OSError as error:
         raise ValueError(f"{flag}: cannot write into the folder {path} ({error.strerror}); choose another") from error
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to, renamed at the end: whatever stops it, `path` is the old file or the new."""
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        yield aside
-        aside.replace(path)
-    except BaseException as error:
-        aside.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename in (None, str(aside)):  # not a file that was to be read
-            raise OSError(error.errno, f"could not write {path}: {error.strerror or error}") from error
-        raise
 
 
 def save_png(path: str | Path, image: np.ndarray, text: dict[str, str] | None = None, scale: int = 1) -> None:
@@ -95,7 +83,7 @@ def claim(folder: Path, meta: dict, notes: Sequence[str] = ()) -> None:
     """
     path = folder / SETTINGS
     if path.exists():
-        held = settings_of(folder)
+        held = read_settings(folder)
         different = [name for name in meta if name not in notes and held.get(name) != meta[name]]
         if different:
             raise ValueError(f"--sample-dir {folder.parent}: {folder.name} holds pictures made with other settings "
@@ -139,9 +127,15 @@ class PngWriter:
 def pngs_to_npz(path: Path, folder: Path, numbers: Sequence[int], side: int, meta: dict,
                 **arrays: np.ndarray) -> None:  # fmt: skip
     """The npz of a folder's pictures, in the order of `numbers`."""
-    pictures = (np.asarray(Image.open(picture_path(folder, number))) for number in numbers)
-    shown = tqdm(pictures, "npz", len(numbers), disable=None)
-    write_npz(path, shown, (len(numbers), side, side, 3), meta, **arrays)
+
+    def pictures() -> Iterator[np.ndarray]:
+        for first in range(0, len(numbers), CHUNK):  # a bound on what waits to be written
+            files = [picture_path(folder, number) for number in numbers[first : first + CHUNK]]
+            yield from readers.map(read_picture, files)
+
+    with ThreadPoolExecutor(READERS) as readers:
+        shown = tqdm(pictures(), "npz", len(numbers), disable=None)
+        write_npz(path, shown, (len(numbers), side, side, 3), meta, **arrays)
 
 
 class Waiting:

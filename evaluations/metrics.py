@@ -99,7 +99,8 @@ def precision_recall(real: Tensor, sampled: Tensor, k: int = NEIGHBOURS, block: 
         distances = squared_distances(part, real, norms)  # [block, M]
         inside_real.append((distances <= real_radii).any(1))
         near_a_sample |= (distances <= part_radii[:, None]).any(0)
-    return float(torch.cat(inside_real).double().mean()), float(near_a_sample.double().mean())
+    # On the CPU, as MPS has no float64.
+    return float(torch.cat(inside_real).cpu().double().mean()), float(near_a_sample.cpu().double().mean())
 
 
 def radii(features: Tensor, k: int, block: int) -> Tensor:

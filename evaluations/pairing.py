@@ -27,6 +27,9 @@ def problems(reference: Pictures, samples: Pictures, width: int, more: str) -> l
         fitting, words = FITTING[samples.kind]
         if reference.kind not in (fitting, None):
             found.append(f"{samples.path}: holds {a(samples.kind)}, {reference.path} {a(reference.kind)}; {words}")
+    elif samples.kind == "reference" and reference.kind not in ("reference", "originals"):
+        found.append(f"{samples.path}: holds {a(samples.kind)}, but stands in the place of the samples; the reference "
+                     "comes first")  # fmt: skip
     if reference.kind == "originals" and samples.kind == "reconstruction":
         if len(reference) != len(samples):
             found.append(f"{samples.path}: {len(samples)} pictures, {reference.path} holds {len(reference)}; rFID is "
@@ -59,9 +62,8 @@ def checked(reference: Pictures, samples: Pictures, width: int, force: bool, mor
 
 def few(pictures: Pictures, width: int, more: str = "make more") -> list[str]:
     """A sentence where there are too few pictures for FID; `more`: how to get more."""
-    if not 0 < len(pictures) < width or "mu" in pictures.names:
-        return []
-    return [f"{pictures.path}: {too_few(len(pictures), width)}; {more}"]
+    count = pictures.meta.get("pictures", 0) if pictures.has_statistics else len(pictures)
+    return [f"{pictures.path}: {too_few(count, width)}; {more}"] if 0 < count < width else []
 
 
 def too_few(count: int, width: int) -> str:

@@ -6,6 +6,8 @@ from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
+from evaluations.files import whole
+
 Curves = dict[str, tuple[list[int], list[float]]]  # a figure's steps and values
 
 
@@ -46,12 +48,8 @@ def check_png(out: Path) -> None:
 def save_figure(figure, out: Path) -> None:
     """A PNG, whole or not at all."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f".{out.name}.part")
-    try:
+    with whole(out) as aside:
         figure.savefig(aside, format="png", dpi=110)
-        aside.replace(out)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def named_runs(runs: Sequence[str]) -> dict[str, Path]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from autoregressive.options import SamplingOptions
-from autoregressive.sample.many import NOTES, sample_into, settings_of
+from autoregressive.sample.many import NOTES, run_name, sample_into, settings_of
 from autoregressive.sample.options import ManyOptions, SampleC2IMany
 from autoregressive.sample.pipeline import Pipeline, load_pipeline, sampling_from
 from engine.checkpoint import write_json, write_text
@@ -98,6 +98,8 @@ class Judge:
     net: FeatureNet
     reference: Pictures
     side: Side  # of the reference
+    notes: list[str]  # on how it fits
+    decides: dict  # what the scores depend on, beside what is searched
 
     def __init__(self, options: Search):
         self.options, self.folder = options, Path(options.search.output)
@@ -120,6 +122,10 @@ class Judge:
         self.points = self.held()
         done = set(map(key_of, self.points))
         todo = [sampling for sampling in settings if key_of(asdict(sampling)) not in done]
+        left = {key_of(point) for point in self.points if not point.get("kept", True)}
+        for sampling in settings:
+            if key_of(asdict(sampling)) in left:  # the search may have been stopped before it removed them
+                self.remove(self.folder / "samples" / run_name(many_options(self.options, sampling, size), pipeline))
         for line in self.net.caveat():
             print(line)
         print(f"{self.folder}: {len(settings) - len(todo)} of {len(settings)} settings are scored")
@@ -173,15 +179,21 @@ class Judge:
         features = replace(self.options.features, cache=self.options.features.cache and keep)
         report = compare_with(self.side, open_pictures(npz), self.net, features, self.notes)
         point = {name: getattr(sampling, name) for name in SETTING}
-        self.points = in_order([*self.points, {**point, **report.data()}])
+        self.points = in_order([*self.points, {**point, "kept": keep, **report.data()}])
         write_json(self.folder / "search.json", {"settings": self.decides, "points": self.points})
         self.publish()
         print(f"FID {digits(report.scores['fid'])} at {in_words(sampling)}")
         if not keep:
-            npz.unlink()
-            shutil.rmtree(npz.with_name(npz.name.removesuffix(".npz")))
-            if not any(npz.parent.iterdir()):
-                npz.parent.rmdir()
+            self.remove(npz.with_name(npz.name.removesuffix(".npz")))
+
+    def remove(self, pictures: Path) -> None:
+        """The folder of a setting's pictures, and the npz beside it."""
+        if not pictures.parent.is_dir():
+            return
+        pictures.with_name(f"{pictures.name}.npz").unlink(missing_ok=True)
+        shutil.rmtree(pictures, ignore_errors=True)
+        if not any(pictures.parent.iterdir()):
+            pictures.parent.rmdir()
 
     def publish(self) -> None:
         """The table and the picture of all points so far."""

@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from evaluations.archive import EXTENSIONS, Pictures, read_picture, sha256_of
+from evaluations.archive import EXTENSIONS, READERS, Pictures, read_picture, sha256_of
 
-READERS = 8  # threads; Pillow reads and resizes beside Python
 FORMATS = (*EXTENSIONS, ".bmp", ".pgm", ".ppm", ".tif", ".tiff")
 
 

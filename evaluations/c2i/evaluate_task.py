@@ -3,6 +3,7 @@
 Axes: N pictures, D features.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -63,7 +64,9 @@ def statistics_in(pictures: Pictures, net: FeatureNet) -> dict[str, tuple[Tensor
         if not set(names) <= set(pictures.names):
             continue
         mean, covariance = (np.asarray(pictures.array(name), np.float64) for name in names)
-        if mean.ndim != 1 or covariance.shape != mean.shape * 2 or not np.isfinite(covariance).all():
+        if mean.ndim != 1 or covariance.shape != mean.shape * 2 or not (
+            np.isfinite(mean).all() and np.isfinite(covariance).all()
+        ):
             raise ValueError(f"{pictures.path}: {names[0]} is {mean.shape}, {names[1]} {covariance.shape}; expected a "
                              "mean [D] and a covariance [D, D] of finite numbers")  # fmt: skip
         found[part] = (torch.from_numpy(mean), torch.from_numpy(covariance))
@@ -129,6 +132,7 @@ class Report:
                    for name, part in (("fid", "pool"), ("sfid", "spatial")) if part in self.samples.statistics},
                 "inception_score_split": SPLIT,
                 "precision_recall_neighbours": NEIGHBOURS,
+                "precision_recall_distances": "float32",
             },
             "network": {"name": self.net.name, "checksum": self.net.checksum},
             "reference": self.reference.papers(),
@@ -155,13 +159,13 @@ def evaluate(options: Evaluate) -> Report:
 
 
 def compare(reference: Pictures, samples: Pictures, net: FeatureNet, options: CachedNetOptions,
-            notes: list[str] = ()) -> Report:  # fmt: skip
+            notes: Sequence[str] = ()) -> Report:  # fmt: skip
     """The report on a pairing, whether it fits or not; `notes` are sentences that go into it."""
     return compare_with(open_side(reference, net, options, "reference"), samples, net, options, notes)
 
 
 def compare_with(reference: Side, samples: Pictures, net: FeatureNet, options: CachedNetOptions,
-                 notes: list[str] = ()) -> Report:  # fmt: skip
+                 notes: Sequence[str] = ()) -> Report:  # fmt: skip
     """The same against a reference that is open already."""
     side = open_side(samples, net, options, "samples")
     scores, left_out = score(reference, side, net)

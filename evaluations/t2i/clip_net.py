@@ -91,7 +91,7 @@ def clip_score(clip: Clip, pictures: Squares, captions: Sequence[str], batch_siz
     with tqdm(total=len(pictures), desc="CLIP score", unit="picture", disable=None, leave=False) as bar:
         for batch in ahead(pictures.batches(batch_size)):
             texts = captions[done : done + len(batch)]
-            total += float(clip.similarities(torch.from_numpy(batch), texts).double().sum())
+            total += float(clip.similarities(torch.from_numpy(batch), texts).cpu().double().sum())
             done += len(batch)
             bar.update(len(batch))
     return total / done

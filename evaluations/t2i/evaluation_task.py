@@ -12,7 +12,7 @@ from dataset.text import read_lines, read_prompts
 from engine.checkpoint import checksum, write_json, write_text
 from engine.distributed import pick_device
 from engine.logger import circumstances
-from evaluations.archive import picture_files, settings_of, sha256, sha256_of
+from evaluations.archive import picture_files, read_settings, sha256, sha256_of
 from evaluations.feature_task import activations_of, load_feature_net
 from evaluations.features import FeatureNet
 from evaluations.images import make_folder
@@ -92,7 +92,7 @@ def evaluate(options: EvaluateT2I) -> Report:
         raise ValueError(f"--fake-dir {fake}: FID needs at least two pictures, there is {len(files)}")
     make_folder(fake, "--fake-dir")
     clip, net = load_networks(options, bool(captions), bool(reference), report.notes)
-    report.papers["samples"] = {**papers_of(images, files), "made_by": settings_of(fake)}
+    report.papers["samples"] = {**papers_of(images, files), "made_by": read_settings(fake)}
     if captions:
         first = files[: min(t2i.how_many, len(captions.texts))]
         squares = Squares(images, first, t2i.eval_res, bytes_at, clip.side)

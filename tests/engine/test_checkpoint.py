@@ -143,6 +143,12 @@ def test_a_published_training_folder_is_opened(tmp_path):
     assert same(read_weights(tmp_path).state, STATE)
 
 
+def test_a_torchscript_program_is_named(tmp_path):
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "inception.pt")
+    with pytest.raises(ValueError, match="inception.pt: is a TorchScript program; give a file of the weights alone"):
+        read_file(tmp_path / "inception.pt")
+
+
 def test_what_is_no_weight_file_is_named_with_its_flag(tmp_path):
     path = tmp_path / "cut.pt"
     torch.save({"model": {"w": torch.randn(5000)}}, path)

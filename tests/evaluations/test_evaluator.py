@@ -143,9 +143,12 @@ def test_samples_may_hold_statistics_too(files, net_file, net):
     assert "sfid_features" not in json.loads((files / "own.json").read_text())["protocol"]
 
 
-@pytest.mark.parametrize("sigma", [np.zeros(8), np.eye(7), np.full((8, 8), np.nan)], ids=["flat", "width", "nan"])
-def test_damaged_statistics_are_named_before_any_work(files, net_file, net, sigma):
-    write_npz(files / "bad.npz", pictures(9), (9, 8, 8, 3), {"network": net.checksum}, mu=np.zeros(8), sigma=sigma)
+@pytest.mark.parametrize("mu, sigma", [
+    (0.0, np.zeros(8)), (0.0, np.eye(7)), (0.0, np.full((8, 8), np.nan)), (np.nan, np.eye(8)),
+], ids=["flat", "width", "nan", "nan mean"])  # fmt: skip
+def test_damaged_statistics_are_named_before_any_work(files, net_file, net, mu, sigma):
+    papers = {"network": net.checksum}
+    write_npz(files / "bad.npz", pictures(9), (9, 8, 8, 3), papers, mu=np.full(8, mu), sigma=sigma)
     with pytest.raises(ValueError, match=r"bad.npz: mu is \(8,\), sigma \(.*expected a mean"):
         evaluate(options(net_file, files / "bad.npz", files / "gen.npz"))
     assert not list(files.glob("*.features-*"))

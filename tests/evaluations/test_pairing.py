@@ -21,6 +21,7 @@ PAIRS = [
     ("originals", "generation", "against statistics of the training set: ADM's VIRTUAL_imagenet256_labeled.npz"),
     ("generation", "reference", "stands in the place of the reference, which comes first"),
     ("reconstruction", "reconstruction", "stands in the place of the reference"),
+    (None, "reference", "stands in the place of the samples; the reference comes first"),
 ]
 
 
@@ -56,10 +57,16 @@ def test_published_names_are_refused_too(tmp_path, net_file):
         evaluate(options(net_file, a, b))
 
 
-def test_statistics_of_any_name_are_no_originals(tmp_path, net_file):
-    np.savez(tmp_path / "stats.npz", mu=np.zeros(8), sigma=np.eye(8))
+@pytest.mark.parametrize("name", ["stats", "val_stats"])
+def test_statistics_of_any_name_are_no_originals(tmp_path, net_file, name):
+    np.savez(tmp_path / f"{name}.npz", mu=np.zeros(8), sigma=np.eye(8))
     with pytest.raises(ValueError, match="reconstructions are scored against the pictures that were reconstructed"):
-        evaluate(options(net_file, tmp_path / "stats.npz", made(tmp_path, "b", "reconstruction")))
+        evaluate(options(net_file, tmp_path / f"{name}.npz", made(tmp_path, "b", "reconstruction")))
+
+
+def test_statistics_of_few_pictures_are_refused_too(tmp_path, net_file):
+    with pytest.raises(ValueError, match="few.npz: 7 pictures; FID is unreliable under 8"):
+        evaluate(options(net_file, statistics(tmp_path / "few.npz", pictures=7), made(tmp_path, "b", "generation")))
 
 
 def test_fewer_originals_than_reconstructions_are_refused(tmp_path, net_file):

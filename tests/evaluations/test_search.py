@@ -1,12 +1,13 @@
 """The search for the guidance scale: resumed it is the uninterrupted one, and a wrong pairing never starts."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from feature_files import classifier_file
 from PIL import Image
 from support import ROOT, run_script
 from tiny_pipeline import MACHINE, options, write_files
@@ -16,9 +17,7 @@ import evaluations.search_task as search_task
 from autoregressive.options import GuidanceOptions
 from autoregressive.sample.options import BulkOptions
 from autoregressive.sample.pipeline import Pipeline
-from engine.checkpoint import save_safetensors
 from evaluations.c2i.evaluate_task import evaluate
-from evaluations.convnet import ConvNet, ConvNetConfig
 from evaluations.images import write_npz
 from evaluations.options import CachedNetOptions, Evaluate, EvaluatorOptions, FeatureOptions
 from evaluations.plots import save_figure
@@ -31,20 +30,12 @@ COUNT = 20  # the network has 16 features: fewer pictures are refused
 NAME = "GPT-1M-gpt-size-16-size-16-VQ-4-tiny-topk-0-topp-1.0-temperature-1.0-cfg-{}-seed-0"
 
 
-def write_net(path: Path, side: int, seed: int = 0) -> None:
-    """A classifier that was never trained."""
-    config = ConvNetConfig(width=4, num_classes=3, image_size=side)
-    torch.manual_seed(seed)
-    papers = {"kind": "classifier", "config": asdict(config), "class_names": None}
-    save_safetensors(path, ConvNet(config).state_dict(), papers)
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> Path:
     """A pipeline, networks to judge by, and things to be judged against."""
     folder = write_files(tmp_path_factory.mktemp("search"))
-    write_net(folder / "net.safetensors", 16)
-    write_net(folder / "small.safetensors", 8)
+    classifier_file(folder / "net.safetensors", width=4, side=16)
+    classifier_file(folder / "small.safetensors", width=4)
     random = np.random.default_rng(0)
     for name, count, side, kind in (("reference", 30, 16, "reference"), ("val_set", 30, 16, "originals"),
                                     ("large", 30, 24, "reference"), ("few", 9, 16, "reference")):  # fmt: skip
@@ -125,6 +116,25 @@ def test_stopped_and_resumed_is_the_uninterrupted_search_and_samples_nothing_twi
     assert not (tmp_path / "samples").exists()
 
 
+def test_pictures_of_a_scored_setting_are_removed_though_the_search_was_stopped_before(files, tmp_path, monkeypatch):
+    """Those that were asked to be kept are kept, whatever later searches ask for."""
+    search(asked(files, tmp_path, cfg_scales=(1.0,), keep_samples=True))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(search_task, "draw_search", lambda points, *_: stop(points))
+
+        def stop(points):
+            if len(points) == 2:
+                raise KeyboardInterrupt
+
+        search(asked(files, tmp_path, cfg_scales=(2.0,)))
+    names = {NAME.format(scale) + end for scale in (1.0, 2.0) for end in ("", ".npz")}
+    kept = {path.name for path in (tmp_path / "samples").iterdir() if "features" not in path.name}
+    assert kept == names, "scored, but not removed yet"
+    search(asked(files, tmp_path, cfg_scales=(1.0, 2.0)))
+    kept = {path.name for path in (tmp_path / "samples").iterdir() if "features" not in path.name}
+    assert kept == {name for name in names if "cfg-1.0" in name}
+
+
 def test_a_finished_search_samples_nothing_and_further_settings_extend_it(whole, files, tmp_path, monkeypatch):
     sampled = Sampled(monkeypatch)
     search(asked(files, tmp_path, cfg_scales=(4.0,)))
@@ -176,7 +186,7 @@ def test_a_search_of_other_settings_is_refused(changed, words, whole, files, mon
     before = (whole / "search.json").read_bytes()
     pictures = np.random.default_rng(1).integers(0, 256, (30, 16, 16, 3), np.uint8)
     write_npz(files / "other.npz", pictures, pictures.shape, {"kind": "reference"})
-    write_net(files / "other.safetensors", 16, seed=1)
+    classifier_file(files / "other.safetensors", width=4, seed=1, side=16)
     sampled = Sampled(monkeypatch)
     with pytest.raises(ValueError, match=f"--output .*holds a search of other settings: {words}[^;]*$"):
         search(asked(files, whole, cfg_scales=(3.0,), **changed))
