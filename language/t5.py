@@ -1,0 +1,212 @@
+"""The text encoder: any T5 encoder of transformers, from a local folder or from the Hub.
+
+A caption's features are those of its own tokens, </s> included, whatever stood beside it in the batch.
+
+Axes: B captions of a batch, L tokens of its longest, n tokens of one caption, D width of a feature.
+"""
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from language.clean import clean_caption
+
+HUB = {name: f"google/{name}" for name in ("flan-t5-xl", "t5-v1_1-xl", "t5-v1_1-xxl")}
+MAX_LENGTH = 120  # tokens of a caption, its end token included, as published models were trained
+# What a folder must hold: one file of each.
+PARTS = {
+    "config": ("config.json",),
+    "weights": ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json"),
+    "tokenizer": ("tokenizer.json", "spiece.model"),
+}
+
+
+class TextEncoder:
+    """A T5 encoder and its tokenizer, in eval mode.
+
+    `name`: a folder below `root`, a folder, a name of HUB, or an id of the Hub; the first of them that is there.
+    `clean`: captions are cleaned before they are encoded (language/clean.py), as published models want them.
+    `flag`: by which the name was given. In float16 the weights that overflow in it stay float32.
+    """
+
+    def __init__(
+        self,
+        name: str = "flan-t5-xl",
+        root: str | Path | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        max_length: int = MAX_LENGTH,
+        clean: bool = True,
+        flag: str = "--t5-model-type",
+    ):
+        self.name, self.max_length, self.clean = name, max_length, clean
+        self.source = find_encoder(name, root, flag)
+        self.model, self.tokenizer = read_encoder(self.source, dtype, flag)
+        self.width: int = self.model.config.d_model
+        self.cut = 0  # captions that had too many tokens
+        self.to(device)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def to(self, device: torch.device | str) -> "TextEncoder":
+        self.model.to(device)
+        return self
+
+    def offload(self) -> "TextEncoder":
+        """Moves the weights to the CPU, which leaves a small GPU to the other models; `to` brings them back."""
+        gpu = self.device.type
+        self.to("cpu")
+        if gpu == "cuda":
+            torch.cuda.empty_cache()
+        return self
+
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokens of each caption, at most max_length with the end token; says once if some were cut."""
+        texts = [clean_caption(text) if self.clean else text for text in texts]
+        if not texts:
+            return []
+        # Cut by hand, as the tokenizer does it, but counted.
+        rows = self.tokenizer(texts, truncation=False, padding=False, return_attention_mask=False)["input_ids"]
+        long = [row for row in rows if len(row) > self.max_length]
+        if long and not self.cut:
+            warnings.warn(f"{len(long)} of {len(rows)} captions have more than {self.max_length} tokens (the longest "
+                          f"{max(map(len, long))}): what comes after them is not read", stacklevel=2)  # fmt: skip
+        self.cut += len(long)
+        return [row if len(row) <= self.max_length else [*row[: self.max_length - 1], row[-1]] for row in rows]
+
+    @torch.no_grad()  # not inference_mode(): what is made there cannot be trained on
+    def forward(self, tokens: Tensor, valid: Tensor) -> Tensor:
+        """Tokens int64 [B, L], padded on whichever side, and valid bool [B, L] -> [B, L, D]; padding holds anything."""
+        tokens, valid = tokens.to(self.device), valid.to(self.device)
+        return self.model(input_ids=tokens, attention_mask=valid.long()).last_hidden_state
+
+    def encode(
+        self, texts: Sequence[str], batch_size: int = 64, device: torch.device | str | None = None
+    ) -> list[Tensor]:
+        """Features [n, D] of each caption, on the encoder's device or on `device`."""
+        rows = self.tokens(texts)
+        by_length = sorted(range(len(rows)), key=lambda place: len(rows[place]))  # so that little is padded
+        found: list[Tensor] = [torch.empty(0)] * len(rows)
+        for start in range(0, len(rows), batch_size):
+            places = by_length[start : start + batch_size]
+            lengths = [len(rows[place]) for place in places]
+            tokens = nn.utils.rnn.pad_sequence([torch.tensor(rows[place]) for place in places], batch_first=True)
+            valid = torch.arange(tokens.shape[1]) < torch.tensor(lengths)[:, None]  # [B, L]
+            features = self.forward(tokens, valid)
+            packed = features[valid.to(features.device)].to(device or features.device)  # [all tokens, D]
+            for place, each in zip(places, packed.split(lengths)):
+                found[place] = each
+        return found
+
+    def checksum(self) -> str:
+        """A short hash of the weights as bf16 holds them: the same in float32 and in bf16 (in fp16 another one)."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.model.named_parameters()):
+            digest.update(f"{name}{tuple(value.shape)}".encode())
+            bits = value.detach().to("cpu", torch.bfloat16).contiguous().flatten().view(torch.uint8)
+            digest.update(bits.numpy())
+        return digest.hexdigest()[:16]
+
+
+class T5Embedder:
+    """The published face of the encoder: captions -> features and mask, padded on the right.
+
+    `local_cache`: the encoder is the folder {cache_dir}/{dir_or_name}; otherwise a name or an id of the Hub is fetched
+    where that folder is not.
+    """
+
+    def __init__(
+        self,
+        device: torch.device | str,
+        local_cache: bool = True,
+        cache_dir: str | None = None,
+        dir_or_name: str = "flan-t5-xl",
+        torch_dtype: torch.dtype | None = None,
+        model_max_length: int = MAX_LENGTH,
+    ):
+        name = dir_or_name
+        if local_cache:
+            name = str(Path(cache_dir or "") / dir_or_name)
+            check_folder(Path(name), HUB.get(dir_or_name, "a T5"), "T5Embedder")
+        self.encoder = TextEncoder(name, None if local_cache else cache_dir, device, torch_dtype or torch.bfloat16,
+                                   model_max_length, flag="T5Embedder")  # fmt: skip
+        self.device, self.model_max_length = self.encoder.device, model_max_length
+
+    def get_text_embeddings(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """[B, model_max_length, D] with zeros after the caption, and mask int64 [B, model_max_length]."""
+        found = self.encoder.encode(texts)
+        shape = (len(found), self.model_max_length)
+        features = torch.zeros(*shape, self.encoder.width, dtype=self.encoder.model.dtype, device=self.encoder.device)
+        mask = torch.zeros(shape, dtype=torch.int64, device=self.encoder.device)
+        for row, each in enumerate(found):
+            features[row, : len(each)] = each
+            mask[row, : len(each)] = 1
+        return features, mask
+
+
+def find_encoder(name: str, root: str | Path | None = None, flag: str = "--t5-model-type") -> str:
+    """The folder {root}/{name} or {name}, where one is there and whole; else an id of the Hub."""
+    below = Path(root or "") / name
+    for folder in (below, Path(name)):
+        if folder.is_dir():
+            check_folder(folder, HUB.get(folder.name, "a T5"), flag)
+            return str(folder)
+    if name in HUB:
+        return HUB[name]
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return name
+    raise ValueError(f"{flag} {name}: neither a folder (nor is {below}) nor the name of a T5 encoder; give a folder, "
+                     f"one of {', '.join(HUB)}, or an id of the Hub such as google/flan-t5-small")  # fmt: skip
+
+
+def check_folder(folder: Path, what: str, flag: str) -> None:
+    """ValueError, naming what is missing, where the folder does not hold an encoder."""
+    if not folder.is_dir():
+        raise ValueError(f"{flag} {folder}: no such folder; fetch the files of {what} from the Hub into it")
+    missing = [f"the {part} ({' or '.join(names)})" for part, names in PARTS.items()
+               if not any(next(folder.glob(name), None) for name in names)]  # fmt: skip
+    if missing:
+        raise ValueError(f"{flag} {folder}: lacks {', '.join(missing)}; fetch the files of {what} from the Hub again")
+
+
+def read_encoder(source: str, dtype: torch.dtype, flag: str) -> tuple[nn.Module, object]:
+    """Model and tokenizer of a folder or of a repository on the Hub."""
+    try:
+        import google.protobuf  # noqa: F401 - the tokenizer needs both where there is no tokenizer.json
+        import sentencepiece  # noqa: F401
+        from transformers import AutoConfig, AutoTokenizer, T5EncoderModel
+    except ImportError as error:
+        raise ValueError(f"the text encoder needs transformers, sentencepiece and protobuf ({error}): "
+                         "pip install 'llamagen[t2i]'") from error  # fmt: skip
+    local = Path(source).is_dir()
+    try:
+        config = AutoConfig.from_pretrained(source, local_files_only=local)
+        if config.model_type != "t5":
+            raise ValueError(f"is a {config.model_type}, not a T5")
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
+        model, loaded = T5EncoderModel.from_pretrained(  # what does not fit is refused below, by its name
+            source, dtype=dtype, local_files_only=local, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except Exception as error:  # from OSError to SafetensorError, as the reader likes
+        reason = str(error).strip().partition("\n")[0]
+        if local:
+            raise ValueError(f"{flag} {source}: not a whole T5 encoder ({reason}); fetch its files again") from error
+        raise ValueError(f"{flag}: {source} is not on this machine and could not be fetched ({reason}). Fetch its "
+                         "files from the Hub elsewhere (config.json, the weights, tokenizer.json or spiece.model), "
+                         f"and give their folder by {flag}") from error  # fmt: skip
+    absent = sorted(map(str, [*loaded["missing_keys"], *loaded["mismatched_keys"]]))
+    if absent:
+        raise ValueError(f"{flag} {source}: not the weights of a T5 encoder of its config.json: {len(absent)} are "
+                         f"missing or of another shape ({', '.join(absent[:2])}, ...)")  # fmt: skip
+    if len(tokenizer) > config.vocab_size or tokenizer.eos_token_id != config.eos_token_id:
+        raise ValueError(f"{flag} {source}: the tokenizer is not this model's: {len(tokenizer)} words, "
+                         f"{config.vocab_size} in the model; end token {tokenizer.eos_token_id}, and "
+                         f"{config.eos_token_id} in the model")  # fmt: skip
+    tokenizer.model_max_length = int(1e9)  # we cut by ourselves; otherwise it warns beyond 512
+    return model.eval().requires_grad_(False), tokenizer
