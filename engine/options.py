@@ -16,7 +16,7 @@ def at_least(options, lowest: float, *names: str) -> None:
 def check_max_bad(options) -> None:
     """ValueError unless its max_bad is a share."""
     if not 0 <= options.max_bad <= 1:
-        raise ValueError(f"--max-bad {options.max_bad}: is a share of the pictures, from 0 to 1")
+        raise ValueError(f"--max-bad {options.max_bad}: is a share, from 0 to 1")
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The one place of left padding: captions of a batch stand at its right end, next to the codes that follow them.
+"""The one place of padding: captions of a batch stand at its right end, next to the codes that follow them.
 
 Axes: B captions, L positions, D width of a feature.
 """
@@ -24,6 +24,12 @@ def pad_left(features: Sequence[Tensor], length: int | None = None) -> tuple[Ten
         padded[row, length - len(each) :] = each
         valid[row, length - len(each) :] = True
     return padded, valid
+
+
+def pad_right(features: Sequence[Tensor], length: int | None = None) -> tuple[Tensor, Tensor]:
+    """The same with zeros on the right, as the published encoder gives them."""
+    padded, valid = pad_left([each.flip(0) for each in features], length)
+    return padded.flip(1), valid.flip(1)
 
 
 def to_left(features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

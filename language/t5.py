@@ -8,12 +8,14 @@ Axes: B captions of a batch, L tokens of its longest, n tokens of one caption, D
 import hashlib
 import warnings
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from language.clean import clean_caption
+from language.padding import pad_left, pad_right
 
 HUB = {name: f"google/{name}" for name in ("flan-t5-xl", "t5-v1_1-xl", "t5-v1_1-xxl")}
 MAX_LENGTH = 120  # tokens of a caption, its end token included, as published models were trained
@@ -25,30 +27,69 @@ PARTS = {
 }
 
 
-class TextEncoder:
-    """A T5 encoder and its tokenizer, in eval mode.
+class Tokenize:
+    """Caption -> its tokens, at most max_length with the end token. It goes to a worker without the encoder."""
 
-    `name`: a folder below `root`, a folder, a name of HUB, or an id of the Hub; the first of them that is there.
-    `clean`: captions are cleaned before they are encoded (language/clean.py), as published models want them.
-    `flag`: by which the name was given. In float16 the weights that overflow in it stay float32.
+    def __init__(self, tokenizer, max_length: int = MAX_LENGTH, clean: bool = True):
+        self.tokenizer, self.max_length, self.clean = tokenizer, max_length, clean
+        self.cut = 0  # captions that had too many tokens
+
+    def __call__(self, text: str) -> list[int]:
+        return self.all([text])[0]
+
+    def all(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each caption; says once if some were cut."""
+        if not texts:
+            return []
+        # Half a surrogate pair, which JSON may hold, is no text to a tokenizer.
+        texts = [(clean_caption(text) if self.clean else text).encode(errors="replace").decode() for text in texts]
+        # Cut by hand, as the tokenizer does it, but counted.
+        rows = self.tokenizer(texts, truncation=False, padding=False, return_attention_mask=False)["input_ids"]
+        long = [row for row in rows if len(row) > self.max_length]
+        if long and not self.cut:
+            warnings.warn(f"{len(long)} of {len(rows)} captions have more than {self.max_length} tokens (the longest "
+                          f"{max(map(len, long))}): what comes after them is not read", stacklevel=2)  # fmt: skip
+        self.cut += len(long)
+        return [row if len(row) <= self.max_length else [*row[: self.max_length - 1], row[-1]] for row in rows]
+
+
+class TextEncoder:
+    """A frozen T5 encoder and its tokenizer.
+
+    `name`: what stores and checkpoints call it. `clean`: captions are cleaned first (language/clean.py), as published
+    models want them.
     """
 
     def __init__(
         self,
+        model: nn.Module,
+        tokenizer,
+        name: str,
+        device: torch.device | str = "cpu",
+        max_length: int = MAX_LENGTH,
+        clean: bool = True,
+    ):
+        self.model, self.name = model.eval().requires_grad_(False).to(device), name
+        self.tokenize = Tokenize(tokenizer, max_length, clean)
+        self.width: int = model.config.d_model
+
+    @classmethod
+    def load(
+        cls,
         name: str = "flan-t5-xl",
-        root: str | Path | None = None,
+        folder: str | Path | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         max_length: int = MAX_LENGTH,
         clean: bool = True,
         flag: str = "--t5-model-type",
-    ):
-        self.name, self.max_length, self.clean = name, max_length, clean
-        self.source = find_encoder(name, root, flag)
-        self.model, self.tokenizer = read_encoder(self.source, dtype, flag)
-        self.width: int = self.model.config.d_model
-        self.cut = 0  # captions that had too many tokens
-        self.to(device)
+    ) -> "TextEncoder":
+        """`name`: a folder below `folder`, a folder, a name of HUB, or an id of the Hub; the first that is there.
+
+        `flag`: by which the name was given. In float16 the weights that would overflow stay float32.
+        """
+        model, tokenizer = read_encoder(find_encoder(name, folder, flag), dtype, flag)
+        return cls(model, tokenizer, Path(name).name, device, max_length, clean)
 
     @property
     def device(self) -> torch.device:
@@ -66,52 +107,47 @@ class TextEncoder:
             torch.cuda.empty_cache()
         return self
 
-    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokens of each caption, at most max_length with the end token; says once if some were cut."""
-        texts = [clean_caption(text) if self.clean else text for text in texts]
-        if not texts:
-            return []
-        # Cut by hand, as the tokenizer does it, but counted.
-        rows = self.tokenizer(texts, truncation=False, padding=False, return_attention_mask=False)["input_ids"]
-        long = [row for row in rows if len(row) > self.max_length]
-        if long and not self.cut:
-            warnings.warn(f"{len(long)} of {len(rows)} captions have more than {self.max_length} tokens (the longest "
-                          f"{max(map(len, long))}): what comes after them is not read", stacklevel=2)  # fmt: skip
-        self.cut += len(long)
-        return [row if len(row) <= self.max_length else [*row[: self.max_length - 1], row[-1]] for row in rows]
-
     @torch.no_grad()  # not inference_mode(): what is made there cannot be trained on
-    def forward(self, tokens: Tensor, valid: Tensor) -> Tensor:
-        """Tokens int64 [B, L], padded on whichever side, and valid bool [B, L] -> [B, L, D]; padding holds anything."""
+    def features(self, tokens: Tensor, valid: Tensor) -> Tensor:
+        """Tokens int64 [B, L], padded on either side (T5's positions are relative), and valid bool [B, L] -> [B, L, D],
+        zeros where it is padded."""
         tokens, valid = tokens.to(self.device), valid.to(self.device)
-        return self.model(input_ids=tokens, attention_mask=valid.long()).last_hidden_state
+        found = self.model(input_ids=tokens, attention_mask=valid.long()).last_hidden_state
+        return found.masked_fill(~valid[..., None], 0)
 
     def encode(
         self, texts: Sequence[str], batch_size: int = 64, device: torch.device | str | None = None
     ) -> list[Tensor]:
         """Features [n, D] of each caption, on the encoder's device or on `device`."""
-        rows = self.tokens(texts)
+        rows = self.tokenize.all(texts)
         by_length = sorted(range(len(rows)), key=lambda place: len(rows[place]))  # so that little is padded
         found: list[Tensor] = [torch.empty(0)] * len(rows)
         for start in range(0, len(rows), batch_size):
             places = by_length[start : start + batch_size]
-            lengths = [len(rows[place]) for place in places]
-            tokens = nn.utils.rnn.pad_sequence([torch.tensor(rows[place]) for place in places], batch_first=True)
-            valid = torch.arange(tokens.shape[1]) < torch.tensor(lengths)[:, None]  # [B, L]
-            features = self.forward(tokens, valid)
+            tokens, valid = pad_left([torch.tensor(rows[place]) for place in places])
+            features = self.features(tokens, valid)
             packed = features[valid.to(features.device)].to(device or features.device)  # [all tokens, D]
-            for place, each in zip(places, packed.split(lengths)):
+            for place, each in zip(places, packed.split(valid.sum(1).tolist())):
                 found[place] = each
         return found
 
-    def checksum(self) -> str:
-        """A short hash of the weights as bf16 holds them: the same in float32 and in bf16 (in fp16 another one)."""
+    @cached_property
+    def checksum(self) -> str | None:
+        """A short hash of some values of every weight, as bf16 holds them: the same in float32 and in bf16, and at
+        once. None in float16, which rounds them otherwise."""
+        if self.model.dtype == torch.float16:
+            return None
         digest = hashlib.sha256()
         for name, value in sorted(self.model.named_parameters()):
             digest.update(f"{name}{tuple(value.shape)}".encode())
-            bits = value.detach().to("cpu", torch.bfloat16).contiguous().flatten().view(torch.uint8)
-            digest.update(bits.numpy())
+            some = value.detach().flatten()[:: max(1, value.numel() // 4096)]
+            digest.update(some.to("cpu", torch.bfloat16).view(torch.uint8).numpy())
         return digest.hexdigest()[:16]
+
+    def papers(self) -> dict:
+        """What a checkpoint says of the encoder that it was trained with."""
+        return {"name": self.name, "checksum": self.checksum, "width": self.width,
+                "max_length": self.tokenize.max_length, "cleaned": self.tokenize.clean}  # fmt: skip
 
 
 class T5Embedder:
@@ -130,33 +166,25 @@ class T5Embedder:
         torch_dtype: torch.dtype | None = None,
         model_max_length: int = MAX_LENGTH,
     ):
-        name = dir_or_name
         if local_cache:
-            name = str(Path(cache_dir or "") / dir_or_name)
-            check_folder(Path(name), HUB.get(dir_or_name, "a T5"), "T5Embedder")
-        self.encoder = TextEncoder(name, None if local_cache else cache_dir, device, torch_dtype or torch.bfloat16,
-                                   model_max_length, flag="T5Embedder")  # fmt: skip
+            check_folder(Path(cache_dir or "") / dir_or_name, HUB.get(dir_or_name, "a T5"), "T5Embedder")
+        self.encoder = TextEncoder.load(dir_or_name, cache_dir, device, torch_dtype or torch.bfloat16,
+                                        model_max_length, flag="T5Embedder")  # fmt: skip
         self.device, self.model_max_length = self.encoder.device, model_max_length
 
     def get_text_embeddings(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """[B, model_max_length, D] with zeros after the caption, and mask int64 [B, model_max_length]."""
-        found = self.encoder.encode(texts)
-        shape = (len(found), self.model_max_length)
-        features = torch.zeros(*shape, self.encoder.width, dtype=self.encoder.model.dtype, device=self.encoder.device)
-        mask = torch.zeros(shape, dtype=torch.int64, device=self.encoder.device)
-        for row, each in enumerate(found):
-            features[row, : len(each)] = each
-            mask[row, : len(each)] = 1
-        return features, mask
+        features, valid = pad_right(self.encoder.encode(texts), self.model_max_length)
+        return features, valid.long()
 
 
-def find_encoder(name: str, root: str | Path | None = None, flag: str = "--t5-model-type") -> str:
-    """The folder {root}/{name} or {name}, where one is there and whole; else an id of the Hub."""
-    below = Path(root or "") / name
-    for folder in (below, Path(name)):
-        if folder.is_dir():
-            check_folder(folder, HUB.get(folder.name, "a T5"), flag)
-            return str(folder)
+def find_encoder(name: str, folder: str | Path | None, flag: str) -> str:
+    """The folder {folder}/{name} or {name}, where one is there and whole; else an id of the Hub."""
+    below = Path(folder or "") / name
+    for place in (below, Path(name)):
+        if place.is_dir():
+            check_folder(place, HUB.get(place.name, "a T5"), flag)
+            return str(place)
     if name in HUB:
         return HUB[name]
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):

@@ -14,6 +14,7 @@ from support import ROOT, environment
 from test_layering import CODE, entries, name, tree
 
 from autoregressive.models.gpt import GPT_CONFIGS
+from dataset.captions import CAPTION_KEYS
 from engine.config import parse
 
 PUBLISHED = json.loads((ROOT / "tests/golden/command_flags.json").read_text())
@@ -38,6 +39,8 @@ COMMANDS = [
     "evaluations/score_digits.py",
     "evaluations/search.py",
     "evaluations/t2i/evaluation.py",
+    "language/convert_t5_features.py",
+    "language/extract_t5_feature.py",
     "scripts/download.py",
     "tokenizer/tokenizer_image/reconstruction_vq_ddp.py",
     "tokenizer/tokenizer_image/vq_demo.py",
@@ -46,13 +49,15 @@ COMMANDS = [
 ]
 CHECKED = [command for command in COMMANDS if command in PUBLISHED]
 # What has no default here either; a name without dashes is a place on the command line.
-REQUIRED = {"--code-path": "codes", "--fake_dir": "samples", "ref_batch": "reference.npz",
-            "sample_batch": "samples.npz"}  # fmt: skip
-NAMES = {"GPT names": [name for name in GPT_CONFIGS if name[-1] != "M"], "tokenizer names": ["VQ-16", "VQ-8"]}
+REQUIRED = {"--code-path": "codes", "--data-path": "data", "--t5-path": "features", "--fake_dir": "samples",
+            "ref_batch": "reference.npz", "sample_batch": "samples.npz"}  # fmt: skip
+NAMES = {"GPT names": [name for name in GPT_CONFIGS if name[-1] != "M"], "tokenizer names": ["VQ-16", "VQ-8"],
+         "list(CAPTION_KEY.keys())": list(CAPTION_KEYS)}  # fmt: skip
 
 # (command, flag): why its default is another one than the published.
 OTHER_DEFAULTS: dict[tuple[str, str], str] = {
     ("evaluations/t2i/evaluation.py", "--ref_dir"): "was required; without it there is a CLIP score now, and no FID",
+    ("language/extract_t5_feature.py", "--data-start"): "was required; without it the first list is the first now",
 }
 
 
@@ -70,7 +75,7 @@ def options_of(command: str) -> type:
 
 def required(command: str) -> list[str]:
     """Arguments that the command does not go without, which old scripts give, too."""
-    takes = {field for part in parts(options_of(command)) for field in part}
+    takes = without_default(options_of(command))
     given = [(flag, value) for flag, value in REQUIRED.items() if field_of(flag) in takes]
     return [word for flag, value in given for word in ((flag, value) if flag[0] == "-" else (value,))]
 
@@ -84,6 +89,17 @@ def parts(options: type) -> list[dict[str, typing.Any]]:
     types = typing.get_type_hints(options)
     inner = [part for each in types.values() if dataclasses.is_dataclass(each) for part in parts(each)]
     return [{field: kind for field, kind in types.items() if not dataclasses.is_dataclass(kind)}, *inner]
+
+
+def without_default(options: type) -> set[str]:
+    """Fields that must be given, of a dataclass and all within it."""
+    types, found = typing.get_type_hints(options), set()
+    for field in dataclasses.fields(options):
+        if dataclasses.is_dataclass(types[field.name]):
+            found |= without_default(types[field.name])
+        elif field.default is field.default_factory is dataclasses.MISSING:
+            found.add(field.name)
+    return found
 
 
 def flat(options) -> dict[str, typing.Any]:
@@ -131,11 +147,12 @@ def test_published_flags_parse(command, flag):
 
 @pytest.mark.parametrize("command", CHECKED)
 def test_defaults_are_the_published_ones(command):
+    given = [flag for flag in REQUIRED if field_of(flag) in without_default(options_of(command))]
     plain = parse(options_of(command), required(command))
     for flag in PUBLISHED[command]:
         value = held(plain, flag["flag"])
         default = flag.get("default", False if flag.get("action") == "store_true" else None)
-        if value == "auto" or flag["flag"] in REQUIRED or (command, flag["flag"]) in OTHER_DEFAULTS:
+        if value == "auto" or flag["flag"] in given or (command, flag["flag"]) in OTHER_DEFAULTS:
             continue
         assert value == default, f"{command} {flag['flag']}: {value}, published {default}"
 
@@ -154,6 +171,8 @@ COMMAND_LINES = [
     "tokenizer/tokenizer_image/vq_train.py --cloud-save-path DIR --data-path DIR --image-size 256 --vq-model VQ-16",
     f"tokenizer/tokenizer_image/reconstruction_vq_ddp.py --data-path DIR --dataset coco {VQ} --image-size 384",
     "tokenizer/validation/val_ddp.py --data-path IMAGENET/val --dataset coco --image-size 512",
+    "language/extract_t5_feature.py --data-path LISTS --t5-path DIR --data-start 0 --data-end 99 --caption-key llava "
+    "--trunc-caption",
     f"tokenizer/tokenizer_image/vq_train.py --finetune --disc-start 0 {VQ} --dataset t2i_image",
 ]
 

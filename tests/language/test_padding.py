@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from language.padding import pad_left, to_left
+from language.padding import pad_left, pad_right, to_left
 
 
 def captions(*lengths: int) -> list[torch.Tensor]:
@@ -44,9 +44,9 @@ def test_too_long_a_caption_is_refused():
 def test_right_padded_captions_move_to_the_left_padded_ones_place(dtype):
     features = captions(2, 5, 1)
     left, valid = pad_left(features, 5)
-    right = torch.zeros_like(left)
-    for row, each in enumerate(features):
-        right[row, : len(each)] = each
-    for start, mask in ((right, valid.flip(1)), (left, valid)):
+    right, before = pad_right(features, 5)
+    assert all(torch.equal(right[row, : len(each)], each) for row, each in enumerate(features))
+    assert torch.equal(before, valid.flip(1)) and not right[~before].any()
+    for start, mask in ((right, before), (left, valid)):
         moved, moved_mask = to_left(start, mask.to(dtype))
         assert torch.equal(moved, left) and torch.equal(moved_mask, valid.to(dtype)) and moved_mask.dtype == dtype

@@ -23,7 +23,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def encoder(folder) -> TextEncoder:
-    return TextEncoder(str(folder))
+    return TextEncoder.load(str(folder))
 
 
 def close(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
@@ -33,16 +33,16 @@ def close(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
 @pytest.mark.parametrize("batch_size", [2, 5])
 def test_features_do_not_depend_on_the_batch(encoder, batch_size):
     alone = [encoder.encode([text])[0] for text in TEXTS]
-    assert [len(each) for each in alone] == [len(row) for row in encoder.tokens(TEXTS)]
+    assert [len(each) for each in alone] == [len(row) for row in encoder.tokenize.all(TEXTS)]
     assert all(each.shape[1] == encoder.width == 32 for each in alone)
     assert close(encoder.encode(TEXTS, batch_size), alone)
     assert not close(alone[:1] * 4, alone[1:])
 
 
-def test_features_are_those_of_the_plain_model(encoder):
+def test_features_are_those_of_the_plain_model(encoder, folder):
     from transformers import AutoTokenizer, T5EncoderModel
 
-    model, tokenizer = (each.from_pretrained(encoder.source) for each in (T5EncoderModel, AutoTokenizer))
+    model, tokenizer = (each.from_pretrained(folder) for each in (T5EncoderModel, AutoTokenizer))
     text = "a large red seven"
     with torch.no_grad():
         expected = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
@@ -50,12 +50,13 @@ def test_features_are_those_of_the_plain_model(encoder):
 
 
 def test_padding_on_either_side_is_not_seen(encoder):
-    (row,) = encoder.tokens(["a green nine"])
+    (row,) = encoder.tokenize.all(["a green nine"])
     tokens, valid = torch.zeros(2, len(row) + 3, dtype=torch.int64), torch.zeros(2, len(row) + 3, dtype=torch.bool)
     tokens[0, : len(row)], valid[0, : len(row)] = torch.tensor(row), True
     tokens[1, 3:], valid[1, 3:] = torch.tensor(row), True
-    features = encoder.forward(tokens, valid)
+    features = encoder.features(tokens, valid)
     assert close([features[0, : len(row)], features[1, 3:]], encoder.encode(["a green nine"]) * 2)
+    assert not features[~valid].any()
 
 
 def test_features_can_be_trained_on(encoder):
@@ -64,52 +65,57 @@ def test_features_can_be_trained_on(encoder):
     assert layer.weight.grad is not None
 
 
+def test_half_a_surrogate_pair_is_read(folder):
+    assert TextEncoder.load(str(folder), clean=False).tokenize("a \ud83d cat")
+
+
 def test_an_empty_caption_is_its_end_token(encoder):
-    assert encoder.tokens(["", "   "]) == [[encoder.tokenizer.eos_token_id]] * 2
+    assert encoder.tokenize.all(["", "   "]) == [[encoder.tokenize.tokenizer.eos_token_id]] * 2
     assert encoder.encode([]) == []
 
 
 def test_captions_are_cleaned_unless_told_otherwise(encoder, folder):
     dirty = "A <b>large</b> RED seven  (1234567)"
-    raw = TextEncoder(str(folder), clean=False)
-    assert encoder.tokens([dirty]) == raw.tokens([clean_caption(dirty)]) != raw.tokens([dirty])
+    raw = TextEncoder.load(str(folder), clean=False)
+    assert encoder.tokenize.all([dirty]) == raw.tokenize.all([clean_caption(dirty)]) != raw.tokenize.all([dirty])
 
 
 def test_long_captions_are_cut_with_their_end_token_and_that_is_said_once(folder):
-    encoder = TextEncoder(str(folder), max_length=6)
-    whole = TextEncoder(str(folder)).tokens(TEXTS)
+    encoder = TextEncoder.load(str(folder), max_length=6)
+    whole = TextEncoder.load(str(folder)).tokenize.all(TEXTS)
     with pytest.warns(UserWarning, match=r"3 of 5 captions have more than 6 tokens \(the longest \d+\)"):
-        cut = encoder.tokens(TEXTS)
+        cut = encoder.tokenize.all(TEXTS)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        encoder.tokens(TEXTS)
-    assert encoder.cut == 6 and max(map(len, cut)) == 6
-    end = encoder.tokenizer.eos_token_id
+        encoder.tokenize.all(TEXTS)
+    assert encoder.tokenize.cut == 6 and max(map(len, cut)) == 6
+    end = encoder.tokenize.tokenizer.eos_token_id
     assert all(short == (full if len(full) <= 6 else [*full[:5], end]) for short, full in zip(cut, whole, strict=True))
-    expected = encoder.tokenizer(TEXTS[0], truncation=True, max_length=6)["input_ids"]
+    expected = encoder.tokenize.tokenizer(TEXTS[0], truncation=True, max_length=6)["input_ids"]
     assert cut[0] == expected, "the tokenizer itself cuts otherwise"
 
 
-def test_both_vocabulary_files_give_the_same_features(encoder, tmp_path):
+def test_both_vocabulary_files_give_the_same_features(encoder, folder, tmp_path):
     other = write_t5(tmp_path / "json", tokenizer="tokenizer.json")
-    assert not (other / "spiece.model").exists() and not (Path(encoder.source) / "tokenizer.json").exists()
-    assert close(TextEncoder(str(other)).encode(TEXTS), encoder.encode(TEXTS))
+    assert not (other / "spiece.model").exists() and not (folder / "tokenizer.json").exists()
+    assert close(TextEncoder.load(str(other)).encode(TEXTS), encoder.encode(TEXTS))
 
 
 def test_the_width_is_the_model_s(tmp_path):
-    encoder = TextEncoder("wide", root=write_t5(tmp_path / "wide", width=48).parent)
+    encoder = TextEncoder.load("wide", folder=write_t5(tmp_path / "wide", width=48).parent)
     assert encoder.width == 48 and encoder.encode(["cat"])[0].shape[1] == 48
 
 
 def test_precision_and_checksum(encoder, folder):
-    half = TextEncoder(str(folder), dtype=torch.bfloat16)
+    half = TextEncoder.load(str(folder), dtype=torch.bfloat16)
     assert half.encode(["cat"])[0].dtype == torch.bfloat16
     assert torch.allclose(half.encode(["cat"])[0].float(), encoder.encode(["cat"])[0], atol=0.1)
-    assert half.checksum() == encoder.checksum()
-    with torch.no_grad():
-        next(half.model.parameters())[3, 1] += 1
-    assert half.checksum() != encoder.checksum()
-    assert TextEncoder(str(folder), dtype=torch.float16).encode(["cat"])[0].dtype == torch.float16
+    assert half.checksum == encoder.checksum
+    tuned = TextEncoder.load(str(folder))
+    list(tuned.model.parameters())[-3].mul_(1.1)
+    assert tuned.checksum != encoder.checksum
+    third = TextEncoder.load(str(folder), dtype=torch.float16)
+    assert third.encode(["cat"])[0].dtype == torch.float16 and third.checksum is None
 
 
 def test_an_offloaded_encoder_comes_back(encoder):
@@ -140,7 +146,7 @@ def test_a_folder_that_is_no_encoder_says_what_it_lacks(folder, tmp_path):
         shutil.copytree(folder, broken)
         change(broken)
         with pytest.raises(ValueError, match=f"--t5-model-type .*broken: {words}"):
-            TextEncoder("broken", root=tmp_path)
+            TextEncoder.load("broken", folder=tmp_path)
 
     def configure(**changes):
         def change(it: Path) -> None:
@@ -164,7 +170,7 @@ def test_a_folder_that_is_no_encoder_says_what_it_lacks(folder, tmp_path):
 
 def test_an_encoder_that_cannot_be_had_is_named(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="--t5-model-type nothing: neither a folder .* one of flan-t5-xl, .*an id"):
-        TextEncoder("nothing", root=tmp_path)
+        TextEncoder.load("nothing", folder=tmp_path)
 
     from transformers import AutoConfig
 
@@ -175,7 +181,7 @@ def test_an_encoder_that_cannot_be_had_is_named(tmp_path, monkeypatch):
     for name, repository in (("flan-t5-xl", "google/flan-t5-xl"), ("some/encoder", "some/encoder")):
         words = rf"--t5: {repository} is not on this machine and could not be fetched \(We couldn't connect\)\. Fetch"
         with pytest.raises(ValueError, match=words):
-            TextEncoder(name, root=tmp_path, flag="--t5")
+            TextEncoder.load(name, folder=tmp_path, flag="--t5")
 
 
 @pytest.mark.parametrize("package", ["transformers", "sentencepiece", "google.protobuf", "ftfy", "bs4"])
@@ -185,5 +191,5 @@ def test_a_missing_package_names_the_extra(package, folder, monkeypatch):
     clean._libraries.cache_clear()
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ValueError, match=r"pip install 'llamagen\[t2i\]'"):
-        TextEncoder(str(folder)).encode(["a cat"])
+        TextEncoder.load(str(folder)).encode(["a cat"])
     clean._libraries.cache_clear()

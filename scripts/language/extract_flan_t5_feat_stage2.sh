@@ -1,0 +1,4 @@
+#!/usr/bin/env bash
+# Captions of stage 2 -> features: --data-path LISTS --t5-path DIR --data-start 0 --data-end 99
+source "$(dirname "$0")/../launch.sh"
+launch language/extract_t5_feature.py --caption-key llava "$@"
