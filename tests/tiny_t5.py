@@ -13,7 +13,7 @@ SENTENCES = (
 
 
 def write_t5(
-    folder: str | Path, sentences: Sequence[str] = SENTENCES, width: int = 32, layers: int = 2, words: int = 120,
+    folder: str | Path, sentences: Sequence[str] = SENTENCES, width: int = 32, layers: int = 2, words: int = 300,
     tokenizer: str = "spiece.model", seed: int = 0,
 ) -> Path:  # fmt: skip
     """`words`: at most so many in the vocabulary. `tokenizer`: what holds it, spiece.model or tokenizer.json."""
