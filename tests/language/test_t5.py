@@ -61,7 +61,9 @@ def test_padding_on_either_side_is_not_seen(encoder):
 
 def test_features_can_be_trained_on(encoder):
     layer = torch.nn.Linear(encoder.width, 2)
-    layer(encoder.encode(["cat"])[0]).sum().backward()
+    tokens = torch.tensor([encoder.tokenize("cat")])
+    for features in (encoder.features(tokens, torch.ones_like(tokens).bool()), *encoder.encode(["cat"])):
+        layer(features).sum().backward()
     assert layer.weight.grad is not None
 
 
