@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .gpt import Transformer
+from .mask import trimmed
 from .runners import EagerRunner
 
 SCHEDULES: dict[str, Callable[[float, float], float]] = {
@@ -133,17 +134,22 @@ def decode_codes(
     pictures: Tensor,
     valid: Tensor | None = None,
     on_code: Callable[[int, Tensor], None] | None = None,
+    negative: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """The decode loop: codes int64 [B, N] for conditions cond ([B] labels, or [B, P, caption_dim] features).
 
     pictures int64 [B]: each picture's number in the run, which with `seed` fixes its noise. valid bool [B, P]: caption
     rows that hold a token. on_code(i, out) is called when code i of `out` [B, N] has been chosen; it may raise to stop.
+    negative: captions and valid, shaped like those, that guidance leads away from; None: 'no caption' (or class).
     """
     model, batch = runner.model, len(cond)
     guided = sampling.guided_codes(codes)
     if guided:
-        cond = torch.cat([cond, model.null_condition(cond)])
-        valid = None if valid is None else valid.repeat(2, 1)
+        other, other_valid = negative or (model.null_condition(cond), valid)
+        cond = torch.cat([cond, other])
+        valid = None if valid is None else torch.cat([valid, other_valid])
+    if valid is not None:
+        cond, valid = trimmed(cond, valid)
     vocabulary = torch.arange(model.config.vocab_size, dtype=torch.int32, device=cond.device)
     pictures = pictures.to(cond.device)
     out = torch.zeros(batch, codes, dtype=torch.int64, device=cond.device)

@@ -172,11 +172,11 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rotary: Tensor, mask: Tensor | None) -> Tensor:
         return self.attend(*self.project(x, rotary), mask, causal=mask is None)
 
-    def cached(self, x, rotary, keys: Tensor, values: Tensor, positions: Tensor, mask: Tensor | None, causal: bool):
-        """Write the keys and values of x at `positions` of the cache [B, G, T, K], then attend to all of it."""
+    def cached(self, x, rotary, keys: Tensor, values: Tensor, slots: Tensor, mask: Tensor | None, causal: bool):
+        """Write the keys and values of x into `slots` of the cache [B, G, T, K], then attend to all of it."""
         q, k, v = self.project(x, rotary)
-        keys.index_copy_(2, positions, k)
-        values.index_copy_(2, positions, v)
+        keys.index_copy_(2, slots, k)
+        values.index_copy_(2, slots, v)
         return self.attend(q, keys, values, mask, causal)
 
 
@@ -207,8 +207,8 @@ class TransformerBlock(nn.Module):
         h = x + self.drop_path(self.attention(self.attention_norm(x), rotary, mask))
         return h + self.drop_path(self.feed_forward(self.ffn_norm(h)))
 
-    def cached(self, x, rotary, keys, values, positions, mask, causal) -> Tensor:
-        h = x + self.attention.cached(self.attention_norm(x), rotary, keys, values, positions, mask, causal)
+    def cached(self, x, rotary, keys, values, slots, mask, causal) -> Tensor:
+        h = x + self.attention.cached(self.attention_norm(x), rotary, keys, values, slots, mask, causal)
         return h + self.feed_forward(self.ffn_norm(h))
 
 
@@ -249,7 +249,8 @@ class CaptionEmbedder(nn.Module):
         self.register_buffer("uncond_embedding", uncond)
 
     def null(self, captions: Tensor) -> Tensor:
-        return self.uncond_embedding.to(captions.dtype).expand_as(captions)
+        # Captions stand at the right: where fewer rows are given, the first ones are missing.
+        return self.uncond_embedding[-captions.shape[1] :].to(captions.dtype).expand_as(captions)
 
     def forward(self, captions: Tensor, drop: Tensor | None) -> Tensor:
         if drop is not None:
@@ -301,17 +302,18 @@ class Transformer(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Teacher-forced logits of codes 0..n-1, and their mean cross-entropy if `targets` are given.
 
-        idx [B, n-1]: codes 0..n-2. cond_idx [B] labels, or [B, P, caption_dim] features. targets [B, n]: codes 0..n-1.
+        idx [B, n-1]: codes 0..n-2. cond_idx [B] labels, or [B, P, caption_dim] features: cls_token_num rows, or fewer
+        where the first ones hold no token (trimmed() in mask.py). targets [B, n]: codes 0..n-1.
         mask bool [B, 1, P+n-1, P+n-1], true = may attend; None: causal. valid [B] of 0 and 1: pictures that count.
         drop bool [B]: conditions to replace by 'none'; None: drawn at class_dropout_prob while training.
         Returns logits [B, n, C] and a scalar float32 loss (None without targets).
         """
         if drop is None and self.training and self.config.class_dropout_prob > 0:
             drop = torch.rand(len(cond_idx), device=cond_idx.device) < self.config.class_dropout_prob
-        prefix = self.config.cls_token_num
-        h = torch.cat([self.cls_embedding(cond_idx, drop)[:, :prefix], self.tok_embeddings(idx)], dim=1)  # [B, T, D]
-        h = self.tok_dropout(h)
-        rotary = self.rotary(h.device)[: h.shape[1]]
+        cond = self.cls_embedding(cond_idx, drop)[:, : self.config.cls_token_num]  # [B, P, D]
+        prefix = cond.shape[1]
+        h = self.tok_dropout(torch.cat([cond, self.tok_embeddings(idx)], dim=1))  # [B, T, D]
+        rotary = self.rotary(h.device)[self.config.cls_token_num - prefix :][: h.shape[1]]
         for layer in self.layers:
             h = layer(h, rotary, mask)
         logits = self.output(self.norm(h[:, prefix - 1 :]))  # [B, n, C]
@@ -320,21 +322,26 @@ class Transformer(nn.Module):
     def prefill(self, cond_idx: Tensor, cache: KVCache, mask: Tensor | None = None) -> Tensor:
         """Fill the cache with the condition; logits [B, C] of code 0. mask bool [B, 1, P, P]; None: causal."""
         h = self.cls_embedding(cond_idx, drop=None)  # [B, P, D]
-        positions = torch.arange(h.shape[1], device=h.device)
-        return self._cached(h, cache.view(length=h.shape[1]), positions, mask, causal=mask is None)
+        slots = torch.arange(h.shape[1], device=h.device)
+        # All condition positions have the same angles: none.
+        return self._cached(h, cache.view(length=h.shape[1]), slots, slots, mask, causal=mask is None)
 
-    def decode_one(self, codes: Tensor, position: Tensor, cache: KVCache, mask: Tensor | None = None) -> Tensor:
-        """Codes [B] stand at `position` (int64 [1], counted from the condition on); logits [B, C] of the next codes.
+    def decode_one(
+        self, codes: Tensor, position: Tensor, slot: Tensor, cache: KVCache, mask: Tensor | None = None
+    ) -> Tensor:
+        """Codes [B] stand at `position` (int64 [1]: cls_token_num for the first code); logits [B, C] of the next codes.
 
-        Attends to all positions of `cache` that mask (bool [B or 1, 1, 1, T]) allows; None: to all of them, so the
-        caller passes a view that ends at `position`.
+        `slot` int64 [1]: where the cache keeps them, earlier than `position` by the condition rows that were left out.
+        Attends to all slots of `cache` that mask (bool [B or 1, 1, 1, T]) allows; None: to all of them, so the caller
+        passes a view that ends at `slot`.
         """
-        return self._cached(self.tok_embeddings(codes)[:, None], cache, position, mask, causal=False)
+        return self._cached(self.tok_embeddings(codes)[:, None], cache, position, slot, mask, causal=False)
 
-    def _cached(self, h: Tensor, cache: KVCache, positions: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    def _cached(self, h: Tensor, cache: KVCache, positions: Tensor, slots: Tensor, mask: Tensor | None,
+                causal: bool) -> Tensor:  # fmt: skip
         rotary = self.rotary(h.device)[positions]
         for layer, keys, values in zip(self.layers, cache.keys, cache.values):
-            h = layer.cached(h, rotary, keys, values, positions, mask, causal)
+            h = layer.cached(h, rotary, keys, values, slots, mask, causal)
         return self.output(self.norm(h[:, -1]))  # [B, C]
 
 

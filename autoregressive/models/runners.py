@@ -23,16 +23,16 @@ class EagerRunner:
 
     def start(self, cond: Tensor, codes: int, valid: Tensor | None = None) -> Tensor:
         """Logits [B, C] of code 0. `codes`: how many will be decoded. valid bool [B, P]: rows that hold a token."""
-        args = self.model.config
+        args, prefix = self.model.config, 1 if cond.ndim == 1 else cond.shape[1]
         if not 1 <= codes <= args.block_size:
             raise ValueError(f"cannot decode {codes} codes: this GPT was built for 1 to {args.block_size} a picture")
         weight = self.model.output.weight
-        length = args.cls_token_num + codes - 1  # the last code is never fed back
+        length = prefix + codes - 1  # the last code is never fed back
         self.cache = self.allocate(len(cond), length, weight.device, weight.dtype)
-        self.filled = args.cls_token_num
-        self.positions = torch.arange(length, device=weight.device)
+        self.filled, self.left_out = prefix, args.cls_token_num - prefix
+        self.numbers = torch.arange(length + self.left_out, device=weight.device)
         self.keys = None if valid is None else key_mask(valid, length)
-        mask = None if valid is None else sequence_mask(valid, args.cls_token_num)
+        mask = None if valid is None else sequence_mask(valid, prefix)
         return self.model.prefill(cond, self.cache, mask)
 
     def allocate(self, batch: int, length: int, device, dtype) -> KVCache:
@@ -40,13 +40,13 @@ class EagerRunner:
 
     def step(self, codes: Tensor) -> Tensor:
         """Logits [B, C] of the code that follows `codes` [B]."""
-        position = self.positions[self.filled : self.filled + 1]
+        position, slot = (self.numbers[place : place + 1] for place in (self.filled + self.left_out, self.filled))
         self.filled += 1
-        return self.decode(codes, position)
+        return self.decode(codes, position, slot)
 
-    def decode(self, codes: Tensor, position: Tensor) -> Tensor:
+    def decode(self, codes: Tensor, position: Tensor, slot: Tensor) -> Tensor:
         mask = None if self.keys is None else self.keys[..., : self.filled]
-        return self.model.decode_one(codes, position, self.cache.view(length=self.filled), mask)
+        return self.model.decode_one(codes, position, slot, self.cache.view(length=self.filled), mask)
 
     def keep(self, rows: int) -> None:
         """Go on with the first `rows` rows: the second branch of guidance is over."""
@@ -73,13 +73,13 @@ class CompiledRunner(EagerRunner):
     def allocate(self, batch: int, length: int, device, dtype) -> KVCache:
         return super().allocate(batch, -(-length // self.BUCKET) * self.BUCKET, device, dtype)
 
-    def decode(self, codes: Tensor, position: Tensor) -> Tensor:
+    def decode(self, codes: Tensor, position: Tensor, slot: Tensor) -> Tensor:
         length = -(-self.filled // self.BUCKET) * self.BUCKET
-        mask = (torch.arange(length, device=codes.device) <= position)[None, None, None]
+        mask = (torch.arange(length, device=codes.device) <= slot)[None, None, None]
         if self.keys is not None:
             keys = self.keys[..., :length]
             mask = mask & torch.nn.functional.pad(keys, (0, length - keys.shape[-1]))
-        return self.compiled(codes, position, self.cache.view(length=length), mask)
+        return self.compiled(codes, position, slot, self.cache.view(length=length), mask)
 
 
 RUNNERS = {"eager": EagerRunner, "compiled": CompiledRunner}

@@ -21,6 +21,7 @@ from autoregressive.models.generate import (
     gumbel_noise,
 )
 from autoregressive.models.gpt import ModelArgs, Transformer
+from autoregressive.models.mask import sequence_mask
 from autoregressive.models.runners import CompiledRunner, EagerRunner, make_runner
 from golden.fill import integers, uniform
 
@@ -229,6 +230,35 @@ def test_a_picture_does_not_depend_on_its_batch(name):
         EagerRunner(model), cond.flip(0), sampling, [30, 20, 10], valid=None if valid is None else valid.flip(0)
     )
     assert torch.equal(turned.flip(0), together)
+
+
+def test_captions_of_other_lengths_beside_it_change_no_picture():
+    """Nor the number of rows that their padding takes; a batch of one length is decoded without a mask."""
+    model, sampling = tiny("tiny_t2i"), Sampling(cfg_scale=2.0, cfg_interval=6, top_k=50)
+    cond, valid = captions()
+    together, lengths = decode(EagerRunner(model), cond, sampling, [10, 20, 30], valid=valid), []
+    for row, number in enumerate((10, 20, 30)):
+        runner, length = EagerRunner(model), int(valid[row].sum())
+        short = cond[[row], -length:], valid[[row], -length:]
+        seen = decode(runner, short[0], sampling, [number], valid=short[1],
+                      on_code=lambda i, out, r=runner: lengths.append((r.cache.keys.shape[3], r.keys)))  # fmt: skip
+        assert torch.equal(seen[0], together[row])
+        assert {size for size, _ in lengths[-16:]} == {length + 15} and all(keys is None for _, keys in lengths)
+
+
+def test_a_negative_caption_is_the_other_branch_of_guidance():
+    model, sampling = tiny("tiny_t2i"), Sampling(cfg_scale=3.0, cfg_interval=6, greedy=True)
+    (cond, valid), pictures = captions(), torch.arange(3)
+    other, other_valid = cond.flip(0), valid.flip(0)
+    found = decode_codes(EagerRunner(model), cond, 16, sampling, 5, pictures, valid, negative=(other, other_valid))
+    out = torch.zeros(3, 0, dtype=torch.int64)
+    for i in range(16):
+        both = [model(idx=out, cond_idx=c, mask=sequence_mask(v, 120 + i))[0][:, -1]
+                for c, v in ((cond, valid), (other, other_valid))]  # fmt: skip
+        logits = guide(torch.cat(both), 3.0) if i < 8 else both[0]
+        out = torch.cat([out, logits.argmax(-1, keepdim=True)], 1)
+    assert torch.equal(found, out)
+    assert not torch.equal(found, decode_codes(EagerRunner(model), cond, 16, sampling, 5, pictures, valid))
 
 
 def test_seed_and_number_both_matter():

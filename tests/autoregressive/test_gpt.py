@@ -10,7 +10,7 @@ import torch
 from support import filled
 
 from autoregressive.models.gpt import GPT_CONFIGS, DropPath, GPT_models, ModelArgs, Transformer, build_gpt, gpt_config
-from autoregressive.models.mask import key_mask, sequence_mask
+from autoregressive.models.mask import key_mask, sequence_mask, trimmed
 from autoregressive.models.runners import EagerRunner
 from golden.fill import integers, uniform
 
@@ -158,6 +158,35 @@ def test_what_stands_in_a_caption_s_padding_does_not_matter():
     clean, _ = model(idx=codes[:, :-1], cond_idx=captions, mask=mask)
     other, _ = model(idx=codes[:, :-1], cond_idx=noisy, mask=mask)
     close(other[:, 1:], clean[:, 1:], 1e-5)
+
+
+def test_rows_that_no_caption_uses_may_be_left_out():
+    """Condition positions carry no rotation, so what stands before a caption does not count: exact, and most of a
+    batch's 120 rows. In training too: gradients are the same."""
+    captions, valid = condition("tiny_t2i")
+    captions, valid = captions[~valid.all(1)], valid[~valid.all(1)]
+    codes, drop, found = tokens(96, (len(captions), 16)), torch.arange(len(captions)) == 1, []
+    assert len(valid) > 1 and valid.sum(1).unique().numel() > 1, "captions of several lengths, all below 120"
+    for cond, rows in ((captions, valid), trimmed(captions, valid)):
+        model, mask = tiny("tiny_t2i", **PLAIN).train(), sequence_mask(rows, rows.shape[1] + 15)
+        logits, loss = model(idx=codes[:, :-1], cond_idx=cond, targets=codes, mask=mask, drop=drop)
+        loss.backward()
+        found.append([logits, *(p.grad for p in model.parameters())])
+    assert cond.shape[1] == int(valid.sum(1).max()) == rows.shape[1] < 120
+    for whole, short in zip(*found, strict=True):
+        close(short, whole, 1e-5)
+
+
+def test_captions_of_one_length_need_no_mask():
+    captions, valid = condition("tiny_t2i")
+    one, held = captions[[2]], valid[[2]]
+    short, rows = trimmed(one, held)
+    assert rows is None and torch.equal(short, one[:, held[0]]) and short.shape[1] < 120
+    model, codes = tiny("tiny_t2i"), tokens(96, (1, 16))
+    whole, _ = model(idx=codes[:, :-1], cond_idx=one, mask=sequence_mask(held, 135))
+    close(model(idx=codes[:, :-1], cond_idx=short)[0], whole, 1e-5)
+    nothing, rows = trimmed(captions, torch.zeros_like(valid))
+    assert nothing.shape[1] == 1 and not rows.any(), "a row is left to predict the first code from"
 
 
 def test_drop_replaces_exactly_the_chosen_conditions():
