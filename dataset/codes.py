@@ -80,11 +80,16 @@ def split(store: AnyCodes, fraction: float, seed: int) -> tuple[np.ndarray, np.n
 
     0 < fraction < 1 leaves neither part empty where there are two pictures.
     """
+    return held_out_rows(store.source_rows, fraction, seed)
+
+
+def held_out_rows(rows: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places in `rows` to train on and places held out, as split() chooses them."""
     if not 0 <= fraction < 1:
-        raise ValueError(f"the held-out fraction {fraction} must be at least 0 and below 1")
-    draws = draw(seed, 0, store.source_rows, HELD_OUT)
+        raise ValueError(f"--val-fraction {fraction}: must be at least 0 and below 1")
+    draws = draw(seed, 0, rows, HELD_OUT)
     held_out = draws < fraction
-    if fraction > 0 and store.count >= 2:
+    if fraction > 0 and len(rows) >= 2:
         held_out[draws.argmin()], held_out[draws.argmax()] = True, False
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 # A stream for each kind of choice makes them independent. The numbers are part of what a seed means: never reuse one.
-CROP_SCALE, CROP_TOP, CROP_LEFT, FLIP, WHICH_CROP, DROP_CONDITION, SHUFFLE, HELD_OUT, LABEL = range(9)
+CROP_SCALE, CROP_TOP, CROP_LEFT, FLIP, WHICH_CROP, DROP_CONDITION, SHUFFLE, HELD_OUT, LABEL, SHORT_CAPTION = range(10)
 
 _MASK = 2**64 - 1
 

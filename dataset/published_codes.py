@@ -45,7 +45,7 @@ class PublishedCodes:
         for other in (*self._code_folders[1:], self._label_folder):
             if (count := _count(other)) != self.count:
                 raise ValueError(f"--code-path: {other} has {count} files, {self._code_folders[0]} has {self.count}")
-        shapes = [_read_codes(folder / "0.npy").shape for folder in self._code_folders]
+        shapes = [read_codes(folder / "0.npy").shape for folder in self._code_folders]
         if len(set(shapes)) > 1:
             raise ValueError(f"--code-path: {folders[0]} has crops and codes {list(shapes[0])}, {folders[1]} has "
                              f"{list(shapes[1])}; rename the second folder to leave it out")  # fmt: skip
@@ -96,7 +96,7 @@ class PublishedCodes:
 
     def _read(self, folder: int, picture: int) -> np.ndarray:
         path = self._code_folders[folder] / f"{picture}.npy"
-        codes = _read_codes(path)
+        codes = read_codes(path)
         if codes.shape != self._shape:
             raise ValueError(f"{path}: {list(codes.shape)} crops and codes, but file 0 has {list(self._shape)}")
         return codes.astype(np.int64)
@@ -182,7 +182,7 @@ def _count(folder: Path) -> int:
     return len(numbers)
 
 
-def _read_codes(path: Path) -> np.ndarray:
+def read_codes(path: Path) -> np.ndarray:
     """[K, N]"""
     codes = _load(path)
     if codes.dtype.kind not in "iu" or codes.ndim not in (2, 3) or codes.shape[0] != 1:

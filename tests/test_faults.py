@@ -22,9 +22,9 @@ from support import ROOT, command, environment, filled
 import autoregressive.train.task as task_module
 from autoregressive.models.gpt import build_gpt, gpt_config
 from autoregressive.train.task import ClassTask
+from dataset import faults
 from dataset.codes import Codes, open_codes
 from engine.distributed import Context
-from tokenizer.tokenizer_image import vq_task
 from tokenizer.tokenizer_image.vq_model import VQ_models
 
 EXTRACT, CONVERT, DRAW, TRAIN = (
@@ -254,12 +254,13 @@ def test_tokenizer_training_passes_over_torn_pictures_up_to_a_share(places, tmp_
     flags = f"--data-path {pictures} --log-every 1"
     with pytest.warns(UserWarning, match=r"1\.png: not a readable picture"):
         assert call(VQ_TRAIN, flags, places=places, out=tmp_path) == 0
-        said = capsys.readouterr()
-        monkeypatch.setattr(vq_task, "FAIR_SAMPLE", 8)
-        assert "cannot be read" in said.out + said.err and "unreadable 0.25" in said.out + said.err
+        said = "".join(capsys.readouterr())
+        monkeypatch.setattr(faults, "FAIR_SAMPLE", 8)
+        assert "cannot be used (1 unreadable pictures; warnings" in said and "unreadable 0.25" in said
         assert call(VQ_TRAIN, flags + " --max-bad 0.2", places=places, out=tmp_path / "lenient") == 0
         assert call(VQ_TRAIN, flags, places=places, out=tmp_path / "strict") == 2
-    assert "1 of the 8 pictures seen cannot be read, more than --max-bad 0.001" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "1 of the 8 samples seen cannot be used (1 unreadable pictures), more than --max-bad 0.001" in said
 
 
 # ---- held-out pictures over several processes

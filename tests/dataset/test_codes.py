@@ -283,7 +283,7 @@ def test_split_parts(tmp_path):
         assert len(train) and len(held_out) and sorted([*train, *held_out]) == list(range(store.count))
     assert len(split(store, 0, 0)[1]) == 0
     assert any(not np.array_equal(split(store, 0.3, 0)[1], split(store, 0.3, seed)[1]) for seed in (1, 2))
-    with pytest.raises(ValueError, match="1.0 must be"):
+    with pytest.raises(ValueError, match="--val-fraction 1.0: must be"):
         split(store, 1.0, 0)
     # A picture that could be read now does not move the others between the parts.
     kept = set(GOOD[split(store, 0.3, 0)[1]])

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dataset.build import build_source, loader
+from dataset.faults import Faults
 from dataset.images import Images
 from dataset.order import Order
 from engine.checkpoint import load_strict, read_weights
@@ -31,7 +32,6 @@ from tokenizer.tokenizer_image.vq_options import LossConfig, TrainTokenizer
 
 LOW_USAGE, ALARM_STEPS = 0.05, 1000  # less of the codebook than this, for so many steps, is said aloud
 PREVIEW_PICTURES = 8
-FAIR_SAMPLE = 1000  # pictures seen before --max-bad is a share of anything
 
 
 class Verdicts(nn.Module):
@@ -58,7 +58,7 @@ class TokenizerTask:
         self.generator_loss, self.discriminator_loss = generator_loss, DiscriminatorLoss(self.config)
         self.discriminator = discriminator
         self.usage, self.low_steps = torch.zeros(()), 0
-        self.max_bad, self.seen, self.bad, self.bad_said = max_bad, 0, torch.zeros(()), False
+        self.faults = Faults(["unreadable pictures"], max_bad)
         self.phases = [Phase("model", model, optimizer, self.loss_of_generator)]
         if discriminator is not None:
             self.phases.append(Phase("discriminator", discriminator, optimizer_disc, self.loss_of_discriminator,
@@ -71,7 +71,7 @@ class TokenizerTask:
         """batch: image float32 [B, 3, H, W] in [-1, 1], unreadable float32 [B]; leaves the reconstruction in it for the
         discriminator."""
         images, unreadable = batch["image"], batch["unreadable"]
-        self.seen, self.bad = self.seen + len(images), self.bad.to(unreadable.device) + unreadable.sum()
+        self.faults.add(len(images), unreadable.long().sum(0, keepdim=True))
         reconstructions, quantiser = module(images)
         self.usage = quantiser.usage
         fake_logits = None
@@ -100,15 +100,8 @@ class TokenizerTask:
         save_grid(path, to_bytes(torch.cat([self.previews, reconstructions.cpu()])), per_row=len(self.previews))
 
     def after_step(self, step: int) -> str | None:
-        bad = int(self.bad)
-        if self.seen >= FAIR_SAMPLE and bad > self.max_bad * self.seen:
-            raise ValueError(f"{bad} of the {self.seen} pictures seen cannot be read, more than --max-bad "
-                             f"{self.max_bad} allows; mend them (warnings name them) and go on with --resume, or allow "
-                             "more")  # fmt: skip
-        if bad and not self.bad_said:
-            self.bad_said = True
-            return (f"step {step}: {bad} of {self.seen} pictures cannot be read (warnings name them); their "
-                    f"neighbours take their places, up to a share of --max-bad {self.max_bad}")  # fmt: skip
+        if message := self.faults.check(step):
+            return message
         self.low_steps = self.low_steps + 1 if float(self.usage) < LOW_USAGE else 0
         if self.low_steps and self.low_steps % ALARM_STEPS == 0:
             return (f"step {step}: the codebook is collapsing: under {LOW_USAGE:.0%} of it was used for "

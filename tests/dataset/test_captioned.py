@@ -1,0 +1,218 @@
+"""Captioned pictures: lines found by their place, whole batches, and what cannot be used replaced and counted."""
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import dataset.faults as faults_module
+from dataset.augmentation import center_crop_arr
+from dataset.build import loader
+from dataset.caption_lists import CaptionLists, ListedPictures, TooSmall
+from dataset.captioned import CAUSES, Captioned, Pixels, StoredCodes, Tokens
+from dataset.captions import lists_in, stem_of
+from dataset.code_store import CodeStoreWriter
+from dataset.faults import Faults
+from dataset.order import Order
+from language.padding import pad_left
+
+
+def words(text: str) -> list[int]:
+    """A token for each word, and the end."""
+    return [*(len(word) for word in text.split()), 1]
+
+
+def write_lists(folder: Path, sizes: tuple[int, ...] = (5, 4), side: int = 20) -> Path:
+    """Lists a.x.jsonl, b.x.jsonl, ... of random pictures, captions of 1 to 4 words."""
+    random = np.random.default_rng(0)
+    (folder / "pictures").mkdir(parents=True)
+    for name, size in zip("abc", sizes):
+        lines = []
+        for i in range(size):
+            path = folder / "pictures" / f"{name}{i}.png"
+            Image.fromarray(random.integers(0, 256, (side, side + 4, 3), np.uint8)).save(path)
+            text = [" ".join(["word"] * (1 + i % 4)), f"long {name} {i}", f"short {name}"]
+            lines.append(json.dumps({"image_path": f"pictures/{name}{i}.png", "text": text, "alt": f"alt {i}"}))
+        (folder / f"{name}.x.jsonl").write_text("\n".join(lines) + "\n" * (name == "a"))
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return write_lists(tmp_path / "lists")
+
+
+def opened(folder: Path) -> CaptionLists:
+    return CaptionLists(lists_in(folder))
+
+
+def captioned(folder: Path, key: str = "blip", rows=None, size: int = 16) -> Captioned:
+    lists = opened(folder)
+    return Captioned(lists, Tokens(lists, words, key), Pixels(lists, size), pad_left, 3, rows)
+
+
+# ---- lists
+
+
+def test_rows_run_over_all_lists_in_sorted_order(folder):
+    lists = opened(folder)
+    assert len(lists) == 9 and [stem_of(file) for file in lists.files] == ["a", "b"]
+    assert [lists.place(row) for row in (0, 4, 5, 8)] == [(0, 0), (0, 4), (1, 0), (1, 3)]
+    assert [lists.entry(row)["alt"] for row in range(9)] == [f"alt {i}" for i in (*range(5), *range(4))]
+    assert str(lists.line(6)) == f"{folder / 'b.x.jsonl'}, line 1"
+
+
+@pytest.mark.parametrize("line, error", [
+    ("{", "not JSON"), ("[1]", "expected an object"), ("", "not JSON"), ('{"text": "a"}', "image_path"),
+])  # fmt: skip
+def test_bad_lines_are_named(line, error, folder):
+    (folder / "c.jsonl").write_text(f'{{"image_path": "x.png"}}\n{line}\n{{"image_path": "x.png"}}\n')
+    with pytest.raises(ValueError, match=f"c.jsonl, line 1: .*{error}"):
+        opened(folder).entry(10)
+    assert ListedPictures(opened(folder)).path(10) == f"{folder / 'c.jsonl'}, line 1"
+
+
+def test_pictures_that_would_be_enlarged_are_refused(folder):
+    source = ListedPictures(opened(folder), 20)
+    assert source.open(0).size == (24, 20) and source.path(0) == str(folder / "pictures/a0.png")
+    source.smallest = 21
+    with pytest.raises(TooSmall, match=r"a0.png: is 24 x 20 px, smaller than --image-size 21"):
+        source.open(0)
+
+
+# ---- samples
+
+
+def test_a_batch_holds_captions_at_the_right_and_centre_crops(folder):
+    batch = captioned(folder).__getitems__([(0, 1), (0, 3), (0, 6)])
+    assert batch["tokens"].tolist() == [[0, 0, 4, 4, 1], [4, 4, 4, 4, 1], [0, 0, 4, 4, 1]]
+    assert torch.equal(batch["held"], batch["tokens"] > 0)
+    assert batch["index"].tolist() == [1, 3, 6] and batch["counts"].tolist() == [1, 1, 1]
+    assert batch["faults"].shape == (3, len(CAUSES)) and not batch["faults"].any()
+    for row, image in zip((1, 3, 6), batch["image"]):
+        crop = center_crop_arr(ListedPictures(opened(folder)).open(row), 16)
+        assert image.dtype == torch.uint8 and np.array_equal(image.permute(1, 2, 0), np.asarray(crop))
+
+
+def test_the_mean_length_is_that_of_captions_that_can_be_used(folder):
+    assert captioned(folder).mean_length(4) == np.mean([2, 3, 4, 5])
+    spoil(folder)
+    assert captioned(folder).mean_length(4) == np.mean([2, 4, 5]), "row 1 is a bad line"
+    assert captioned(folder, rows=np.array([1])).mean_length(4) == 1.0
+
+
+def test_captions_are_taken_by_their_key(folder):
+    for key, text in (("llava", "long a 2"), ("llava_first", "short a"), ("alt", "alt 2")):
+        assert captioned(folder, key).__getitems__([(0, 2)])["tokens"][0].tolist() == words(text)
+
+
+def test_dropping_is_a_function_of_epoch_and_row_alone(folder):
+    one, other = captioned(folder), captioned(folder, rows=np.array([7, 2]))
+    a, b = one.__getitems__([(1, 2), (1, 7), (2, 2)])["drop"], other.__getitems__([(1, 0), (1, 1)])["drop"]
+    assert a[0] == b[1] and a[1] == b[0] and len(set(a.tolist())) == 3 and (a >= 0).all() and (a < 1).all()
+
+
+def spoil(folder: Path) -> None:
+    """Row 1: a bad line; 2: torn; 3: too small; 4: no caption of that key."""
+    lines = (folder / "a.x.jsonl").read_text().splitlines()
+    lines[1] = "{"
+    lines[4] = json.dumps({"image_path": "pictures/a4.png", "text": []})
+    (folder / "a.x.jsonl").write_text("\n".join(lines))
+    (folder / "pictures/a2.png").write_bytes(b"torn")
+    Image.fromarray(np.zeros((9, 40, 3), np.uint8)).save(folder / "pictures/a3.png")
+
+
+def test_the_next_row_takes_the_place_of_one_that_cannot_be_used_and_causes_are_counted(folder):
+    spoil(folder)
+    data = captioned(folder)
+    with pytest.warns(UserWarning) as said:
+        batch = data.__getitems__([(0, 0), (0, 1), (0, 3), (0, 4)])
+    assert batch["index"].tolist() == [0, 5, 5, 5] and batch["counts"].tolist() == [1] * 4
+    counts = dict(zip(CAUSES, batch["faults"].sum(0).tolist()))
+    assert counts == {"line": 4, "picture": 1, "size": 2, "features": 0, "codes": 0}
+    assert torch.equal(batch["image"][1], data.__getitems__([(0, 5)])["image"][0])
+    text = " ".join(str(each.message) for each in said)
+    assert "a.x.jsonl, line 1: not JSON" in text and "a2.png: not a readable picture" in text
+    assert "a3.png: is 40 x 9 px" in text and "line 4: " in text and "the next sample takes its place" in text
+
+
+def test_where_nothing_can_be_used_a_sample_counts_nothing(folder):
+    spoil(folder)
+    data = captioned(folder, rows=np.array([1, 2, 3, 4]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        batch = data.__getitems__([(0, 0), (0, 2)])
+    assert batch["counts"].tolist() == [0, 0] and batch["index"].tolist() == [1, 3]
+    assert batch["faults"].sum(1).tolist() == [4, 4] and not batch["image"].any()
+    assert batch["tokens"].shape == (2, 1)
+
+
+def test_batches_are_the_same_by_any_number_of_workers(folder):
+    order = Order(9, 4, 0)
+    for one, two in zip(*(loader(captioned(folder), order, 0, 1, 0, 2, workers) for workers in (0, 2)), strict=True):
+        assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+# ---- codes
+
+
+def store(folder: Path, rows: list[int], lines: int, **changed) -> None:
+    settings = {"grid": [2, 2], "crops": 1, "vocab_size": 9, "tokenizer": {"name": "VQ", "checksum": "1"},
+                "image_size": 16, "class_names": None, "source": {}, **changed}  # fmt: skip
+    writer = CodeStoreWriter(folder, settings, lines)
+    skipped = [{"row": row, "path": None, "reason": "torn"} for row in range(lines) if row not in rows]
+    codes = np.array(rows)[:, None, None] % 9 + np.zeros((1, 1, 4), int)
+    writer.write_shard(0, codes, np.full(len(rows), -1), np.array(rows), skipped)
+    writer.finish()
+
+
+def test_codes_are_those_of_the_line_in_our_store_and_in_the_published_layout(folder, tmp_path):
+    store(tmp_path / "codes/a", [0, 2, 3, 4], 5)
+    (tmp_path / "codes/b").mkdir()
+    for line in (0, 1, 3):
+        np.save(tmp_path / f"codes/b/{line}.npy", np.full((1, 4), line + 5))
+    lists = opened(folder)
+    with pytest.raises(ValueError, match="--code-path .*b holds codes of another image_size than .*a"):
+        StoredCodes(lists, str(tmp_path / "codes"))
+    for name, changed in (("ours", [0, 1, 3]), ("theirs", None)):
+        if changed:
+            store(tmp_path / name / "b", changed, 4)
+            store(tmp_path / name / "a", [0, 2, 3, 4], 5)
+        else:
+            (tmp_path / name).mkdir()
+            (tmp_path / "codes/b").rename(tmp_path / name / "b")
+            (tmp_path / name / "a").mkdir()
+            for line in (0, 2, 3, 4):
+                np.save(tmp_path / name / f"a/{line}.npy", np.full((1, 4), line))
+        codes = StoredCodes(lists, str(tmp_path / name))
+        assert codes.grid == (2, 2)
+        data = Captioned(lists, Tokens(lists, words, "blip"), codes, pad_left, 3)
+        with pytest.warns(UserWarning, match="no codes of its picture in"):
+            batch = data.__getitems__([(0, 0), (0, 1), (0, 4), (0, 7), (0, 8)])
+        assert batch["index"].tolist() == [0, 2, 4, 8, 8]
+        wanted = [0, 2, 4, *([3, 3] if changed else [8, 8])]
+        assert batch["codes"].tolist() == [[value] * 4 for value in wanted] and batch["codes"].dtype == torch.int64
+        assert batch["faults"].sum(0).tolist() == [0, 0, 0, 0, 2]
+
+
+# ---- faults
+
+
+def test_faults_are_said_once_a_cause_and_too_many_end_the_run(monkeypatch):
+    monkeypatch.setattr(faults_module, "FAIR_SAMPLE", 100)
+    found = Faults(["bad lines", "torn pictures"], 0.05)
+    found.add(60, torch.tensor([0, 0]))
+    assert found.check(1) is None
+    found.add(30, torch.tensor([5, 0]))
+    assert found.check(2).startswith("step 2: 5 of 90 samples cannot be used (5 bad lines; warnings name them)")
+    assert found.check(3) is None
+    found.add(30, torch.tensor([0, 1]))
+    assert "(5 bad lines, 1 torn pictures;" in found.check(4)
+    found.add(1, torch.tensor([1, 0]))
+    with pytest.raises(ValueError, match=r"7 of the 121 samples seen .*\(6 bad lines, 1 torn pictures\), more than "
+                                         "--max-bad 0.05 allows"):  # fmt: skip
+        found.check(5)
