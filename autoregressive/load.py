@@ -22,6 +22,7 @@ class GPT:
     downsample: int
     class_names: list[str] | None = None
     tokenizer: dict | None = None  # {"name", "checksum"} of the tokenizer whose codes it was trained on
+    encoder: dict | None = None  # {"name", "checksum", ...} of the text encoder whose features it was trained on
     trained: dict = field(default_factory=dict)  # "steps" and "epochs" of its training, where the file tells
 
     def checksum(self) -> str:
@@ -105,5 +106,5 @@ def load_gpt(options: GPTOptions, downsample: int, device: torch.device, dtype: 
         model = Transformer(args)
     load_strict(model, weights, "--gpt-ckpt", f"Is it a {name}? Choose another --gpt-model")
     model = model.to(device, dtype).eval().requires_grad_(False)
-    papers = (weights.meta.get("class_names"), weights.meta.get("tokenizer"))
-    return GPT(model, name, size, downsample, *papers, weights.trained)
+    papers = {name: weights.meta.get(name) for name in ("class_names", "tokenizer", "encoder")}
+    return GPT(model, name, size, downsample, **papers, trained=weights.trained)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from engine.config import Auto
+from engine.options import at_least
 
 
 @dataclass
@@ -26,6 +27,28 @@ class GPTOptions:
     """Side of the pictures in pixels; auto: the checkpoint's, or the number in a published file's name, else 384."""
     downsample_size: int | Auto = "auto"
     """Pixels per code; auto: the tokenizer's."""
+
+
+@dataclass
+class EncoderOptions:
+    """The text encoder of t2i models."""
+
+    t5_path: str = "pretrained_models/t5-ckpt"
+    """The folder that --t5-model-type is looked for in."""
+    t5_model_type: str = "flan-t5-xl"
+    """flan-t5-xl (published), t5-v1_1-xl, t5-v1_1-xxl, or any T5 encoder: a folder in --t5-path or its name on the
+    Hub."""
+    t5_feature_max_len: int = 120
+    """Tokens of a caption at most; the rest is cut off."""
+    t5_feature_dim: int | Auto = "auto"
+    """Width of its features; auto: the encoder's (flan-t5-xl: 2048)."""
+    t5_precision: str = "auto"
+    """bf16, fp16 or none (float32); auto: bf16 where the device computes in it."""
+    t5_offload: bool = False
+    """Keep the encoder in the main memory while the GPT works, for small GPUs."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "t5_feature_max_len", "t5_feature_dim")
 
 
 @dataclass

@@ -5,12 +5,16 @@ Shards are dealt out to the ranks, so the store does not depend on how many ther
 Axes: B pictures, K crops of a picture, N codes of a crop.
 """
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from autoregressive.train.options import ExtractCodes
+from autoregressive.train.options import ExtractCodes, Extraction, ExtractTextCodes
 from dataset.build import batch_loader, build_source
+from dataset.caption_lists import CaptionLists, ListedPictures
+from dataset.captions import lists_in, stem_of
 from dataset.codes import CodeStoreWriter
 from dataset.images import Crops, fingerprint, scale
 from engine.distributed import Context, leave, pick_precision, setup
@@ -23,49 +27,78 @@ def extract_codes(options: ExtractCodes) -> None:
     """Write the shards that are missing, then the store's meta.json; an error if too many pictures cannot be read."""
     extraction, data = options.extraction, options.data
     context = setup(extraction.device)
-    tokenizer = load_tokenizer(options.tokenizer, context.device, pick_precision(extraction.precision, context.device))
-    model, size = tokenizer.model, extraction.image_size
-    if size % model.downsample:
-        raise ValueError(f"--image-size {size}: must be a multiple of the tokenizer's down-sampling, "
-                         f"{model.downsample}")  # fmt: skip
+    tokenizer = load_for(options, context)
     source = build_source(data.dataset, data.data_path, data.split)
     count = min(len(source), DEBUG_PICTURES) if extraction.debug else len(source)
     ranges = extraction.crop_range if extraction.ten_crop else ()
-    crops = Crops(source, size, data.flips, ranges)
+    crops = Crops(source, extraction.image_size, data.flips, ranges)
+    told = {"pictures": fingerprint(source, data.data_path), "dataset": data.dataset, "split": data.split,
+            "ten_crop_ranges": list(ranges)}  # fmt: skip
+    fill_store(Path(extraction.code_path), crops, count, told, tokenizer, extraction, data.num_workers, context)
+    leave()
+
+
+def extract_list_codes(options: ExtractTextCodes) -> None:
+    """The same for the pictures of each list, centre-cropped; a store's rows are the list's lines."""
+    extraction, lists = options.extraction, options.lists
+    context = setup(extraction.device)
+    tokenizer = load_for(options, context)
+    for file in lists_in(lists.data_path, lists.data_start, lists.data_end):
+        source = ListedPictures(CaptionLists([file]), extraction.image_size)
+        count = min(len(source), DEBUG_PICTURES) if extraction.debug else len(source)
+        crops = Crops(source, extraction.image_size, flip=False)
+        told = {"list": file.name, "lines": len(source), "bytes": int(source.lists.starts[0][-1])}
+        folder = Path(extraction.code_path) / stem_of(file)
+        fill_store(folder, crops, count, told, tokenizer, extraction, lists.num_workers, context)
+    leave()
+
+
+def load_for(options: ExtractCodes | ExtractTextCodes, context: Context) -> Tokenizer:
+    """The tokenizer, which must fit the size of the pictures."""
+    extraction = options.extraction
+    tokenizer = load_tokenizer(options.tokenizer, context.device, pick_precision(extraction.precision, context.device))
+    if extraction.image_size % tokenizer.model.downsample:
+        raise ValueError(f"--image-size {extraction.image_size}: must be a multiple of the tokenizer's down-sampling, "
+                         f"{tokenizer.model.downsample}")  # fmt: skip
+    return tokenizer
+
+
+def fill_store(folder: Path, crops: Crops, count: int, source: dict, tokenizer: Tokenizer, extraction: Extraction,
+               workers: int, context: Context) -> None:  # fmt: skip
+    """The codes of the first `count` pictures; `source`: what is told of them."""
+    model, size = tokenizer.model, extraction.image_size
     settings = {
         "grid": [size // model.downsample] * 2,
         "crops": crops.per_picture,
         "vocab_size": model.config.codebook_size,
         "tokenizer": {"name": tokenizer.name, "checksum": tokenizer.checksum},
         "image_size": size,
-        "class_names": source.class_names,
-        "source": {"pictures": fingerprint(source, data.data_path), "dataset": data.dataset, "split": data.split,
-                   "ten_crop_ranges": list(ranges), "precision": extraction.precision},
-    }  # fmt: skip
+        "class_names": crops.source.class_names,
+        "source": {**source, "precision": extraction.precision},
+    }
 
     def open_writer() -> CodeStoreWriter:
-        return CodeStoreWriter(extraction.code_path, settings, count, extraction.shard_size)
+        return CodeStoreWriter(folder, settings, count, extraction.shard_size)
 
     # Rank 0 makes the folder, then every rank opens what is there.
     missing = context.on_main(lambda: open_writer().missing_shards())
     writer = open_writer()
     mine = missing[context.rank :: context.world]
     pictures = sum(len(writer.shard_rows(shard)) for shard in mine)
-    with tqdm(total=pictures, unit="picture", disable=None if context.is_main else True) as bar:
+    with tqdm(total=pictures, desc=folder.name, unit="picture", disable=None if context.is_main else True) as bar:
         for shard in mine:
-            write_shard(writer, shard, crops, tokenizer, options, context, bar)
+            write_shard(writer, shard, crops, tokenizer, extraction.batch_size, workers, context, bar)
     context.barrier()
     context.on_main(lambda: finish(writer, count, extraction.max_bad))
-    leave()
 
 
-def write_shard(writer: CodeStoreWriter, shard: int, crops: Crops, tokenizer: Tokenizer, options: ExtractCodes,
+def write_shard(writer: CodeStoreWriter, shard: int, crops: Crops, tokenizer: Tokenizer, batch_size: int, workers: int,
                 context: Context, bar: tqdm) -> None:  # fmt: skip
     rows = writer.shard_rows(shard)
-    per_batch = max(1, options.extraction.batch_size // crops.per_picture)
+    per_batch = max(1, batch_size // crops.per_picture)
     batches = [list(rows[i : i + per_batch]) for i in range(0, len(rows), per_batch)]
     codes, labels, indices, skipped = [], [], [], []
-    for batch in batch_loader(crops, batches, options.data.num_workers):
+    for batch in batch_loader(crops, batches, workers):
         skipped += [vars(bad) for bad in batch["skipped"]]
         if batch["images"] is not None:
             images = batch["images"].to(context.device).flatten(0, 1)  # [B * K, 3, S, S]

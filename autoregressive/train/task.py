@@ -1,4 +1,4 @@
-"""Training a class-conditional GPT: batch of codes -> loss, the held-out loss, previews.
+"""Training a GPT: batch of codes -> loss, the held-out loss, previews; and the class-conditional one.
 
 Axes: B pictures, N codes of a picture, C vocabulary.
 """
@@ -8,15 +8,17 @@ from functools import partial
 from math import isqrt
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from autoregressive.load import GPT
 from autoregressive.models.generate import Sampling
 from autoregressive.models.gpt import Transformer, build_gpt, gpt_config
 from autoregressive.models.runners import EagerRunner
 from autoregressive.sample.pipeline import Pipeline
-from autoregressive.train.options import GPTTraining, TrainC2I, ValidationOptions
+from autoregressive.train.options import CodeTraining, GPTTraining, HoldOut, TrainC2I, TrainT2I
 from dataset.build import loader
 from dataset.classes import class_names_for, find_label
 from dataset.codes import Codes, check, open_codes, split
@@ -24,19 +26,20 @@ from dataset.order import Order
 from engine.checkpoint import load_strict, read_weights
 from engine.distributed import Context, leave, setup
 from engine.optim import adamw
+from engine.options import OptimOptions
 from engine.trainer import Phase, Run, Trainer
 from evaluations.images import save_grid
 from tokenizer.tokenizer_image.vq_load import load_tokenizer, refuse_other_codes
 
 
-class ClassTask:
-    """Next-code prediction given a class label (section 2.2). A step counts codes."""
+class GPTTask:
+    """Next-code prediction given a condition (section 2.2). A step counts codes."""
 
     unit = "codes"
 
     def __init__(self, model: Transformer, name: str, papers: dict, optimizer: torch.optim.Optimizer, context: Context,
-                 held_out: Codes | None = None, batch: int = 64, pipeline: Pipeline | None = None,
-                 preview: ValidationOptions | None = None, seed: int = 0):  # fmt: skip
+                 held_out: Dataset | None = None, batch: int = 64, pipeline: Pipeline | None = None,
+                 preview: HoldOut | None = None, seed: int = 0):  # fmt: skip
         self.model, self.name, self.papers, self.context = model, name, papers, context
         self.held_out, self.batch, self.seed = held_out, batch, seed
         self.pipeline, self.preview_options = pipeline, preview
@@ -48,14 +51,17 @@ class ClassTask:
         return {"format": 1, "kind": "gpt", "model": self.name, "config": gpt_config(self.model), **self.papers}
 
     def loss(self, module: nn.Module, batch: dict, step: int) -> tuple[Tensor, dict]:
-        """batch: codes int64 [B, N], label int64 [B], drop float32 [B] (uniform draws for dropping the class)."""
+        """batch: a condition, codes int64 [B, N], drop float32 [B] (uniform draws for dropping the condition)."""
         drop = batch["drop"] < self.model.config.class_dropout_prob
         return self.conditional_loss(module, batch, drop), {}
 
     def conditional_loss(self, module: nn.Module, batch: dict, drop: Tensor | None) -> Tensor:
-        codes = batch["codes"]
-        _, loss = module(idx=codes[:, :-1], cond_idx=batch["label"], targets=codes, drop=drop)
-        return loss
+        """Mean over the batch's codes, the conditions of `drop` bool [B] replaced by 'none'."""
+        raise NotImplementedError
+
+    def preview_pictures(self, sampling: Sampling) -> np.ndarray:
+        """uint8 [B, H, W, 3]."""
+        raise NotImplementedError
 
     def validate(self) -> dict[str, float]:
         """Loss of the held-out pictures in nats a code; the mean over all ranks weighs every picture alike."""
@@ -73,23 +79,37 @@ class ClassTask:
     def preview(self, path: Path) -> None:
         if self.pipeline is None:
             return
-        classes = self.preview_options.preview_labels or range(min(8, self.model.config.num_classes))
-        sampling = Sampling(self.preview_options.preview_cfg_scale)
-        save_grid(path, self.pipeline.sample(list(classes), sampling, self.seed), per_row=4)
+        save_grid(path, self.preview_pictures(Sampling(self.preview_options.preview_cfg_scale)), per_row=4)
 
     def after_step(self, step: int) -> str | None:
         return None
 
 
-def training_flops(model: Transformer) -> float:
-    """FLOPs of a picture, forward and backward: 6 a weight and position, and causal attention (Kaplan et al. 2020)."""
+class ClassTask(GPTTask):
+    """Given a class: a batch's "label" int64 [B]."""
+
+    def conditional_loss(self, module: nn.Module, batch: dict, drop: Tensor | None) -> Tensor:
+        codes = batch["codes"]
+        _, loss = module(idx=codes[:, :-1], cond_idx=batch["label"], targets=codes, drop=drop)
+        return loss
+
+    def preview_pictures(self, sampling: Sampling) -> np.ndarray:
+        classes = self.preview_options.preview_labels or range(min(8, self.model.config.num_classes))
+        return self.pipeline.sample(list(classes), sampling, self.seed)
+
+
+def training_flops(model: Transformer, prefix: float | None = None) -> float:
+    """FLOPs of a picture, forward and backward: 6 a weight and position, and causal attention (Kaplan et al. 2020).
+
+    prefix: condition rows of a picture, in the mean; default: all that there may be.
+    """
     args = model.config
-    positions = args.cls_token_num + args.block_size - 1
+    positions = (args.cls_token_num if prefix is None else prefix) + args.block_size - 1
     weights = sum(p.numel() for p in model.layers.parameters()) + model.output.weight.numel()
     return 6 * weights * positions + 6 * args.n_layer * args.dim * positions**2
 
 
-def shape_for(options: GPTTraining, store) -> tuple[dict, int, int]:
+def shape_for(options: CodeTraining, store) -> tuple[dict, int, int]:
     """ModelArgs that follow from the store and the flags, the picture size, and the pixels per code."""
     size = options.image_size if options.image_size != "auto" else store.image_size or 256
     if store.image_size not in (None, size):
@@ -118,11 +138,8 @@ def train_c2i(options: TrainC2I) -> None:
     """Check the codes, build the model, train it."""
     model_options, optim, checks = options.model, options.optim, options.validation
     context = setup(optim.device)
-    if model_options.gpt_type != "c2i":
-        raise ValueError(f"--gpt-type {model_options.gpt_type}: this command trains c2i; train_t2i.py trains t2i")
+    check_options(model_options, "c2i")
     size = None if model_options.image_size == "auto" else model_options.image_size
-    if model_options.finetune and not model_options.gpt_ckpt:
-        raise ValueError("--finetune: give the weights to start from by --gpt-ckpt")
     if model_options.dataset != "imagenet_code":
         raise ValueError(f"--dataset {model_options.dataset}: this command trains on extracted codes, imagenet_code")
     store = open_codes(model_options.code_path, size)
@@ -143,23 +160,8 @@ def train_c2i(options: TrainC2I) -> None:
         train_rows, val_rows = split(store, checks.val_fraction, optim.global_seed)
     data = Codes(store, optim.global_seed, train_rows)
     held_out = Codes(val_store, optim.global_seed, val_rows) if checks.val_code_path or checks.val_fraction else None
-    if held_out is not None and len(held_out) < context.world:
-        flag = "--val-code-path" if checks.val_code_path else "--val-fraction"
-        raise ValueError(f"{flag}: holds out {len(held_out)} pictures, fewer than the {context.world} processes; "
-                         "hold out more")  # fmt: skip
-
-    torch.manual_seed(optim.global_seed)
-    residual = 0.0 if model_options.drop_path_rate > 0 else model_options.dropout_p
-    model = build_gpt(
-        model_options.gpt_model, **shape, n_kv_head=model_options.n_kv_head,
-        resid_dropout_p=residual, ffn_dropout_p=residual,
-        token_dropout_p=model_options.token_dropout_p, drop_path_rate=model_options.drop_path_rate,
-        class_dropout_prob=model_options.class_dropout_prob,
-    ).to(context.device)  # fmt: skip
-    if model_options.gpt_ckpt and model_options.finetune:
-        load_strict(model, read_weights(model_options.gpt_ckpt, flag="--gpt-ckpt"), "--gpt-ckpt",
-                    f"--gpt-model is {model_options.gpt_model}")  # fmt: skip
-
+    check_held_out(held_out, "--val-code-path" if checks.val_code_path else "--val-fraction", context)
+    model = build_model(model_options, shape, optim.global_seed, context, model_options.finetune)
     papers = {"image_size": size, "downsample_size": downsample, "class_names": store.class_names,
               "tokenizer": store.tokenizer}  # fmt: skip
     tokenizer = None
@@ -167,19 +169,56 @@ def train_c2i(options: TrainC2I) -> None:
         tokenizer = load_tokenizer(options.tokenizer, context.device)
         refuse_other_codes(tokenizer, store, model_options.code_path)
     gpt = GPT(model, model_options.gpt_model, size, downsample, store.class_names, store.tokenizer)
+    pipeline = tokenizer and Pipeline(gpt, tokenizer, EagerRunner(model))
+    task = ClassTask(model, model_options.gpt_model, papers, optimizer_for(model, optim), context, held_out,
+                     max(1, optim.global_batch_size // context.world), pipeline, checks, optim.global_seed)  # fmt: skip
+    train(task, data, options, context, None if model_options.finetune else model_options.gpt_ckpt)
+
+
+def check_options(options: GPTTraining, kind: str) -> None:
+    if options.gpt_type != kind:
+        raise ValueError(f"--gpt-type {options.gpt_type}: this command trains {kind}; train_{options.gpt_type}.py "
+                         f"trains {options.gpt_type}")  # fmt: skip
+    if options.finetune and not options.gpt_ckpt:
+        raise ValueError("--finetune: give the weights to start from by --gpt-ckpt")
+
+
+def check_held_out(held_out: Dataset | None, flag: str, context: Context) -> None:
+    if held_out is not None and len(held_out) < context.world:
+        raise ValueError(f"{flag}: holds out {len(held_out)} pictures, fewer than the {context.world} processes; "
+                         "hold out more")  # fmt: skip
+
+
+def build_model(options: GPTTraining, shape: dict, seed: int, context: Context, finetune: bool) -> Transformer:
+    """The GPT on the device, its weights a function of the seed; with `finetune` those of --gpt-ckpt."""
+    torch.manual_seed(seed)
+    residual = 0.0 if options.drop_path_rate > 0 else options.dropout_p
+    model = build_gpt(
+        options.gpt_model, **shape, n_kv_head=options.n_kv_head, resid_dropout_p=residual, ffn_dropout_p=residual,
+        token_dropout_p=options.token_dropout_p, drop_path_rate=options.drop_path_rate,
+        class_dropout_prob=options.class_dropout_prob,
+    ).to(context.device)  # fmt: skip
+    if finetune:
+        load_strict(model, read_weights(options.gpt_ckpt, flag="--gpt-ckpt"), "--gpt-ckpt",
+                    f"--gpt-model is {options.gpt_model}")  # fmt: skip
+    return model
+
+
+def optimizer_for(model: Transformer, optim: OptimOptions) -> torch.optim.Optimizer:
     decay = 0.05 if optim.weight_decay == "auto" else optim.weight_decay
-    task = ClassTask(
-        model, model_options.gpt_model, papers, adamw(model, optim.lr, (optim.beta1, optim.beta2), decay), context,
-        held_out, max(1, optim.global_batch_size // context.world),
-        tokenizer and Pipeline(gpt, tokenizer, EagerRunner(model)), checks, optim.global_seed,
-    )  # fmt: skip
+    return adamw(model, optim.lr, (optim.beta1, optim.beta2), decay)
+
+
+def train(task: GPTTask, data: Dataset, options: TrainC2I | TrainT2I, context: Context, checkpoint: str | None) -> None:
+    """Train on `data` as the options say; `checkpoint`: a run to go on from, where this one has not begun."""
+    optim = options.optim
     order = Order(len(data), optim.global_batch_size, optim.global_seed)
     total = optim.max_steps or optim.epochs * order.steps_per_epoch
-    batches = partial(loader, data, order, context.rank, context.world, workers=model_options.num_workers)
+    batches = partial(loader, data, order, context.rank, context.world, workers=options.model.num_workers)
     what = {"samples": len(data), "global_batch_size": optim.global_batch_size, "global_seed": optim.global_seed}
-    run = Run(replace(options.run), model_options.gpt_model, context)
+    run = Run(replace(options.run), task.name, context)
     trainer = Trainer(task, optim, run, context, total, lambda start, stop: batches(start=start, stop=stop), what)
-    trainer.resume(None if model_options.finetune else model_options.gpt_ckpt, "--gpt-ckpt")
+    trainer.resume(checkpoint, "--gpt-ckpt")
     trainer.fit()
     leave()
 
