@@ -26,10 +26,14 @@ COMMANDS = [
     "benchmarks/sampling.py",
     "autoregressive/sample/sample_c2i.py",
     "autoregressive/sample/sample_c2i_ddp.py",
+    "autoregressive/sample/sample_t2i.py",
+    "autoregressive/sample/sample_t2i_ddp.py",
     "autoregressive/train/convert_codes.py",
     "autoregressive/train/draw_codes.py",
     "autoregressive/train/extract_codes_c2i.py",
+    "autoregressive/train/extract_codes_t2i.py",
     "autoregressive/train/train_c2i.py",
+    "autoregressive/train/train_t2i.py",
     "evaluations/c2i/evaluator.py",
     "evaluations/c2i/reference.py",
     "evaluations/classifier.py",
@@ -54,10 +58,14 @@ REQUIRED = {"--code-path": "codes", "--data-path": "data", "--t5-path": "feature
 NAMES = {"GPT names": [name for name in GPT_CONFIGS if name[-1] != "M"], "tokenizer names": ["VQ-16", "VQ-8"],
          "list(CAPTION_KEY.keys())": list(CAPTION_KEYS)}  # fmt: skip
 
+ALIASES = {"--drop-path": "--drop-path-rate"}  # published flags that are another's second name
+
 # (command, flag): why its default is another one than the published.
 OTHER_DEFAULTS: dict[tuple[str, str], str] = {
     ("evaluations/t2i/evaluation.py", "--ref_dir"): "was required; without it there is a CLIP score now, and no FID",
     ("language/extract_t5_feature.py", "--data-start"): "was required; without it the first list is the first now",
+    ("autoregressive/train/extract_codes_t2i.py", "--data-start"): "the same",
+    ("autoregressive/sample/sample_t2i_ddp.py", "--prompt-csv"): "a list of our own ships",
 }
 
 
@@ -81,7 +89,7 @@ def required(command: str) -> list[str]:
 
 
 def field_of(flag: str) -> str:
-    return flag.removeprefix("--").replace("-", "_")
+    return ALIASES.get(flag, flag).removeprefix("--").replace("-", "_")
 
 
 def parts(options: type) -> list[dict[str, typing.Any]]:

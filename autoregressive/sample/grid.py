@@ -1,48 +1,98 @@
-"""A few pictures of chosen classes: a grid, single files, and how long it took without loading."""
+"""A few pictures of chosen classes or prompts: a grid, single files, and how long it took without loading."""
 
 import json
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from autoregressive.sample.options import SampleC2I
-from autoregressive.sample.pipeline import Pipeline, load_pipeline, sampling_from
+from autoregressive.options import SamplingOptions
+from autoregressive.sample.options import PromptGridOptions, SampleC2I, SampleT2I, SheetOptions
+from autoregressive.sample.pipeline import Pipeline, load_pipeline, load_text_pipeline, sampling_from
+from dataset.text import read_prompts
 from evaluations.images import make_folder, save_grid, save_png
 
 DEMO_CLASSES = (207, 360, 387, 974, 88, 979, 417, 279)  # golden retriever, otter, ... of the published demo
+SHIPPED_PROMPTS = Path(__file__).resolve().parents[2] / "evaluations/t2i/prompts.tsv"
 
 
 def sample_grid(options: SampleC2I) -> None:
+    """Pictures of classes."""
     grid = options.grid
-    make_folder(Path(grid.output).parent, "--output")
-    if grid.single_dir is not None:
-        make_folder(grid.single_dir, "--single-dir")
+    check_places(grid)
     began = time.perf_counter()
     pipeline = load_pipeline(options.gpt, options.tokenizer, options.machine)
-    classes = grid.labels or default_classes(pipeline)
-    count = grid.num_images or len(classes)
-    labels = pipeline.labels([classes[i % len(classes)] for i in range(count)])
-    loaded = now(pipeline.device)
-    codes = []
+    labels = pipeline.labels(repeated(grid.labels or default_classes(pipeline), grid.num_images))
+    names = [pipeline.class_names[i] for i in labels.tolist()]
+
+    def conditions(first: int, last: int) -> dict:
+        return {"cond": labels[first:last]}
+
+    write_grid(pipeline, conditions, "class", names, options.sampling, grid, began)
+
+
+def sample_prompts(options: SampleT2I) -> None:
+    """Pictures of prompts."""
+    grid, prompt = options.grid, options.prompt
+    check_places(grid)
+    texts = repeated(prompts_of(grid), grid.num_images)
+    began = time.perf_counter()
+    pipeline = load_text_pipeline(options.gpt, options.tokenizer, options.encoder, options.machine)
+
+    def conditions(first: int, last: int) -> dict:
+        return pipeline.captions(texts[first:last], prompt.negative_prompt, prompt.left_padding)
+
+    write_grid(pipeline, conditions, "prompt", texts, options.sampling, grid, began)
+
+
+def write_grid(pipeline: Pipeline, conditions: Callable[[int, int], dict], what: str, names: list[str],
+               chosen: SamplingOptions, grid: SheetOptions, began: float) -> None:  # fmt: skip
+    """conditions(first, last): arguments of Pipeline.codes for these pictures; `names` of `what` go into the files."""
+    count, loaded, codes = len(names), now(pipeline.device), []
+    sampling = sampling_from(chosen)
     for first in range(0, count, grid.batch_size):
-        part = labels[first : first + grid.batch_size]
-        pictures = torch.arange(first, first + len(part))
-        codes.append(pipeline.codes(part, sampling_from(options.sampling), grid.seed, pictures, progress=True))
+        pictures = torch.arange(first, min(first + grid.batch_size, count))
+        given = conditions(first, first + len(pictures))
+        codes.append(pipeline.codes(sampling=sampling, seed=grid.seed, pictures=pictures, progress=True, **given))
     codes = torch.cat(codes)
     sampled = now(pipeline.device)
     images = pipeline.to_pictures(codes)
     decoded = now(pipeline.device)
     print(f"loading {loaded - began:.2f} s; {codes.numel()} codes in {sampled - loaded:.2f} s "
           f"({codes.numel() / (sampled - loaded):.0f} codes/s); decoding {decoded - sampled:.2f} s")  # fmt: skip
-    names = [pipeline.class_names[i] for i in labels.tolist()]
-    text = {"settings": json.dumps({"classes": names, "seed": grid.seed, **asdict(options.sampling)})}
-    save_grid(grid.output, images, grid.per_row, text)
+    settings = {"seed": grid.seed, **asdict(chosen)}
+    plural = {"class": "classes"}.get(what, f"{what}s")
+    save_grid(grid.output, images, grid.per_row, {"settings": json.dumps({plural: names, **settings})})
     if grid.single_dir is not None:
-        save_singles(Path(grid.single_dir), images, names, grid.seed, options)
+        for i, (image, name) in enumerate(zip(images, names)):
+            text = {"settings": json.dumps({what: name, "picture": i, **settings})}
+            save_png(Path(grid.single_dir) / f"{i:06d}.png", image, text)
     print(f"{count} pictures ({', '.join(dict.fromkeys(names))}) -> {grid.output}")
+
+
+def check_places(grid: SheetOptions) -> None:
+    make_folder(Path(grid.output).parent, "--output")
+    if grid.single_dir is not None:
+        make_folder(grid.single_dir, "--single-dir")
+
+
+def repeated(values: list, count: int | None) -> list:
+    """In turn, `count` of them; once without it."""
+    return [values[i % len(values)] for i in range(count or len(values))]
+
+
+def prompts_of(grid: PromptGridOptions) -> list[str]:
+    if grid.prompts:
+        return grid.prompts
+    if grid.prompt_file == "-":
+        lines = [line.strip() for line in sys.stdin if line.strip()]
+        if not lines:
+            raise ValueError("--prompt-file -: nothing came on standard input; give a prompt a line")
+        return lines
+    return read_prompts(grid.prompt_file) if grid.prompt_file else read_prompts(SHIPPED_PROMPTS)[:4]
 
 
 def now(device: torch.device) -> float:
@@ -52,12 +102,6 @@ def now(device: torch.device) -> float:
     elif device.type == "mps":
         torch.mps.synchronize()
     return time.perf_counter()
-
-
-def save_singles(folder: Path, images: np.ndarray, names: list[str], seed: int, options: SampleC2I) -> None:
-    for i, (image, name) in enumerate(zip(images, names)):
-        settings = {"class": name, "seed": seed, "picture": i, **asdict(options.sampling)}
-        save_png(folder / f"{i:06d}.png", image, {"settings": json.dumps(settings)})
 
 
 def default_classes(pipeline: Pipeline) -> list[int]:

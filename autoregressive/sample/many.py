@@ -4,15 +4,17 @@ Picture i has a label and a noise that depend on (seed, i) alone, so neither the
 changes it, and what is already on disk need not be sampled again.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from autoregressive.options import GPTOptions
-from autoregressive.sample.options import SampleC2IMany
+from autoregressive.sample.options import BatchOptions, SampleC2IMany, SampleT2IMany
 from autoregressive.sample.pipeline import Pipeline, load_pipeline, sampling_from
 from dataset.order import LABEL, draw
 from engine.distributed import Context, leave, setup
@@ -69,7 +71,13 @@ def sample_into(pipeline: Pipeline, options: SampleC2IMany, context: Context) ->
         return todo, meta
 
     todo, meta = context.on_main(missing)  # one rank looks: on a network folder several might not see the same
-    sample_missing(pipeline, options, folder, todo[context.rank :: context.world], labels, context)
+    sampling = sampling_from(options.sampling)
+
+    def codes_of(part: list[int]) -> Tensor:
+        cond = torch.from_numpy(labels[part]).to(pipeline.device)
+        return pipeline.codes(cond, sampling, many.global_seed, torch.tensor(part))
+
+    sample_missing(pipeline, codes_of, many, many.image_size_eval, folder, todo, context)
     context.barrier()
     npz = folder.with_suffix(folder.suffix + ".npz")
 
@@ -83,26 +91,31 @@ def sample_into(pipeline: Pipeline, options: SampleC2IMany, context: Context) ->
 
 def settings_of(options: SampleC2IMany, pipeline: Pipeline) -> dict:
     """All that decides the pictures beside what the folder's name says, and how long the GPT was trained."""
+    found = models_of(options, pipeline)
+    return {**found, "balance": options.many.balance, **pipeline.gpt.trained}
+
+
+def models_of(options: SampleC2IMany | SampleT2IMany, pipeline: Pipeline) -> dict:
+    """The models, their precisions, the seed and the sampling."""
     gpt, tokenizer = pipeline.gpt, pipeline.tokenizer
     precisions = {"precision": gpt.model.output.weight.dtype,
                   "decode_precision": tokenizer.model.post_quant_conv.weight.dtype}  # fmt: skip
     return {"kind": "generation", "gpt": gpt.name, "gpt_ckpt": Path(options.gpt.gpt_ckpt).name,
             "gpt_checksum": gpt.checksum(), "use_ema": options.gpt.use_ema,
             "tokenizer": tokenizer.name, "tokenizer_checksum": tokenizer.checksum,
-            "image_size": gpt.image_size, "balance": options.many.balance, "seed": options.many.global_seed,
+            "image_size": gpt.image_size, "seed": options.many.global_seed,
             **{name: str(dtype).removeprefix("torch.") for name, dtype in precisions.items()},
-            "sampling": asdict(options.sampling), **gpt.trained}  # fmt: skip
+            "sampling": asdict(options.sampling)}  # fmt: skip
 
 
-def sample_missing(pipeline: Pipeline, options: SampleC2IMany, folder: Path, todo: list[int], labels: np.ndarray,
-                   context: Context) -> None:  # fmt: skip
-    """This rank's pictures. Writing PNGs goes on beside the sampling of the next batch."""
-    many, sampling = options.many, sampling_from(options.sampling)
+def sample_missing(pipeline: Pipeline, codes_of: Callable[[list[int]], Tensor], options: BatchOptions, size: int | None,
+                   folder: Path, todo: list[int], context: Context) -> None:  # fmt: skip
+    """This rank's part of the pictures `todo`: their codes [B, N] by codes_of(numbers), resized to `size`, as PNGs.
+    Writing them goes on beside the sampling of the next batch."""
+    todo = todo[context.rank :: context.world]
     quiet = None if context.is_main else True
     with PngWriter(folder) as writer, tqdm(total=len(todo), unit="picture", disable=quiet) as bar:
-        for first in range(0, len(todo), many.per_proc_batch_size):
-            part = todo[first : first + many.per_proc_batch_size]
-            cond = torch.from_numpy(labels[part]).to(pipeline.device)
-            codes = pipeline.codes(cond, sampling, many.global_seed, torch.tensor(part))
-            writer.write(part, pipeline.to_pictures(codes, many.image_size_eval, many.decode_batch_size))
+        for first in range(0, len(todo), options.per_proc_batch_size):
+            part = todo[first : first + options.per_proc_batch_size]
+            writer.write(part, pipeline.to_pictures(codes_of(part), size, options.decode_batch_size))
             bar.update(len(part))

@@ -1,18 +1,18 @@
-"""Options of the class-conditional samplers. Torch-free."""
+"""Options of the samplers. Torch-free."""
 
 from dataclasses import dataclass, field
 
-from autoregressive.options import GPTOptions, MachineOptions, SamplingOptions
+from autoregressive.options import EncoderOptions, GPTOptions, MachineOptions, SamplingOptions
 from engine.options import at_least
 from tokenizer.tokenizer_image.vq_options import TokenizerOptions
 
 
 @dataclass
-class GridOptions:
-    labels: list[str] | None = None
-    """Classes by number or name; default: the eight of the published demo, or the model's first eight."""
+class SheetOptions:
+    """A grid of pictures."""
+
     num_images: int | None = None
-    """How many pictures; the labels are repeated in turn. Default: one for each label."""
+    """How many pictures; what they are of is repeated in turn. Default: one of each."""
     per_row: int = 4
     """Pictures side by side in the grid."""
     seed: int = 0
@@ -31,6 +31,36 @@ class GridOptions:
 
 
 @dataclass
+class GridOptions(SheetOptions):
+    labels: list[str] | None = None
+    """Classes by number or name; default: the eight of the published demo, or the model's first eight."""
+
+
+@dataclass
+class PromptOptions:
+    negative_prompt: str | None = None
+    """What guidance leads away from, instead of from no caption."""
+    left_padding: bool = True
+    """Move captions to the right end of the condition, next to the codes; --no-left-padding leaves them at its left, as
+    the encoder gives them."""
+
+
+@dataclass
+class PromptGridOptions(SheetOptions):
+    prompts: list[str] | None = None
+    """What the pictures show, each in quotes; an empty one: whatever the model makes of none. Default: four of the list
+    that ships."""
+    prompt_file: str | None = None
+    """Instead: a list of prompts (csv, tsv, jsonl or txt), or - for a prompt a line on standard input."""
+    output: str = "sample_t2i.png"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.prompts and self.prompt_file:
+            raise ValueError("--prompts and --prompt-file: give one of them")
+
+
+@dataclass
 class SampleC2I:
     gpt: GPTOptions = field(default_factory=GPTOptions)
     tokenizer: TokenizerOptions = field(default_factory=TokenizerOptions)
@@ -39,22 +69,41 @@ class SampleC2I:
     grid: GridOptions = field(default_factory=GridOptions)
 
 
+def text_gpt() -> GPTOptions:
+    return GPTOptions(gpt_type="t2i", cls_token_num=120)
+
+
 @dataclass
-class BulkOptions:
+class SampleT2I:
+    gpt: GPTOptions = field(default_factory=text_gpt)
+    tokenizer: TokenizerOptions = field(default_factory=TokenizerOptions)
+    encoder: EncoderOptions = field(default_factory=EncoderOptions)
+    machine: MachineOptions = field(default_factory=MachineOptions)
+    sampling: SamplingOptions = field(default_factory=lambda: SamplingOptions(cfg_scale=7.5, top_k=1000))
+    prompt: PromptOptions = field(default_factory=PromptOptions)
+    grid: PromptGridOptions = field(default_factory=PromptGridOptions)
+
+
+@dataclass
+class BatchOptions:
     """How pictures are made by the thousand."""
 
     per_proc_batch_size: int = 32
     """Pictures sampled at once by each process."""
     global_seed: int = 0
     """Fixes labels and pictures, whatever the batch and the number of processes."""
-    balance: bool = False
-    """Equally many pictures of each class: as many pictures in a row as there are classes hold each class once, in
-    shuffled order. Otherwise labels are independent and uniform, as published."""
     decode_batch_size: int = 16
     """Pictures decoded at once."""
 
     def __post_init__(self):
         at_least(self, 1, "per_proc_batch_size", "decode_batch_size")
+
+
+@dataclass
+class BulkOptions(BatchOptions):
+    balance: bool = False
+    """Equally many pictures of each class: as many pictures in a row as there are classes hold each class once, in
+    shuffled order. Otherwise labels are independent and uniform, as published."""
 
 
 @dataclass
@@ -78,3 +127,28 @@ class SampleC2IMany:
     machine: MachineOptions = field(default_factory=lambda: MachineOptions(compile=True))
     sampling: SamplingOptions = field(default_factory=lambda: SamplingOptions(cfg_scale=1.5, top_k=0))
     many: ManyOptions = field(default_factory=ManyOptions)
+
+
+@dataclass
+class TextManyOptions(BatchOptions):
+    prompt_csv: str = "evaluations/t2i/prompts.tsv"
+    """The list of prompts: a csv, tsv, jsonl or txt file."""
+    sample_dir: str = "samples_parti"
+    """Folder of the samples' folder, with images/, captions.txt and result.jsonl."""
+    num_fid_samples: int = 30_000
+    """The first so many prompts, at most."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        at_least(self, 1, "num_fid_samples")
+
+
+@dataclass
+class SampleT2IMany:
+    gpt: GPTOptions = field(default_factory=text_gpt)
+    tokenizer: TokenizerOptions = field(default_factory=TokenizerOptions)
+    encoder: EncoderOptions = field(default_factory=EncoderOptions)
+    machine: MachineOptions = field(default_factory=MachineOptions)
+    sampling: SamplingOptions = field(default_factory=lambda: SamplingOptions(cfg_scale=7.5, top_k=1000))
+    prompt: PromptOptions = field(default_factory=PromptOptions)
+    many: TextManyOptions = field(default_factory=TextManyOptions)

@@ -16,13 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from autoregressive.encoder import load_encoder
 from autoregressive.load import GPT, load_gpt
 from autoregressive.models.generate import Sampling, decode_codes
 from autoregressive.models.runners import EagerRunner, make_runner
-from autoregressive.options import GPTOptions, MachineOptions, SamplingOptions
+from autoregressive.options import EncoderOptions, GPTOptions, MachineOptions, SamplingOptions
 from dataset.classes import class_names_for, find_label
 from engine.distributed import pick_device, pick_precision
 from evaluations.images import to_bytes
+from language.padding import pad_left, pad_right
+from language.t5 import TextEncoder
 from tokenizer.tokenizer_image.vq_load import Tokenizer, load_tokenizer
 from tokenizer.tokenizer_image.vq_options import TokenizerOptions
 
@@ -36,6 +39,8 @@ class Pipeline:
     gpt: GPT
     tokenizer: Tokenizer
     runner: EagerRunner
+    encoder: TextEncoder | None = None  # of t2i models
+    offload: bool = False  # whether the encoder leaves the device when it is not needed
 
     @property
     def device(self) -> torch.device:
@@ -54,6 +59,29 @@ class Pipeline:
         """int64 [B] from class numbers and names; an unknown one is a ValueError that says which are near."""
         return torch.tensor([find_label(c, self.class_names) for c in classes], dtype=torch.int64, device=self.device)
 
+    def captions(self, prompts: Sequence[str], negative: str | None = None, left: bool = True) -> dict:
+        """Arguments of codes() for prompts: "cond" [B, P, caption_dim], "valid" bool [B, P] and, with a negative
+        prompt, "negative". An empty prompt is 'no caption', in the place of its one token.
+
+        left: pad at the left, so that captions stand next to the codes; else at the right, up to cls_token_num rows.
+        """
+        if self.encoder is None:
+            raise ValueError("this pipeline has no text encoder; load_text_pipeline() loads one")
+        texts = [*prompts, *([negative] * (negative is not None))]
+        null = self.gpt.model.cls_embedding.uncond_embedding[-1:]  # [1, caption_dim]
+        said = list(dict.fromkeys(text for text in texts if text.strip()))
+        if self.offload:
+            self.encoder.to(self.device)
+        features = dict(zip(said, self.encoder.encode(said)))
+        if self.offload:
+            self.encoder.offload()
+        rows = [features[text].to(null) if text.strip() else null for text in texts]
+        captions, valid = pad_left(rows) if left else pad_right(rows, self.gpt.model.config.cls_token_num)
+        found = {"cond": captions[: len(prompts)], "valid": valid[: len(prompts)]}
+        if negative is not None:
+            found["negative"] = tuple(part[-1:].expand_as(part[: len(prompts)]) for part in (captions, valid))
+        return found
+
     def codes(
         self,
         cond: Tensor,
@@ -63,11 +91,13 @@ class Pipeline:
         valid: Tensor | None = None,
         on_row: OnRow | None = None,
         progress: bool = False,
+        negative: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Sample codes int64 [B, N] for labels int64 [B] or caption features [B, P, caption_dim] and valid bool [B, P].
 
         pictures int64 [B]: the pictures' numbers in the run (default 0..B-1); with `seed` they fix the noise, so that a
-        picture does not depend on its batch. on_row(r, codes) is called when row r of all pictures is there.
+        picture does not depend on its batch. on_row(r, codes) is called when row r of all pictures is there. negative:
+        features and valid, shaped like those, that guidance leads away from.
         """
         n = self.grid**2
         pictures = torch.arange(len(cond)) if pictures is None else pictures
@@ -78,7 +108,7 @@ class Pipeline:
                 if on_row is not None and (i + 1) % self.grid == 0:
                     on_row(i // self.grid, out)
 
-            return decode_codes(self.runner, cond, n, sampling, seed, pictures, valid, on_code)
+            return decode_codes(self.runner, cond, n, sampling, seed, pictures, valid, on_code, negative)
 
     @torch.inference_mode()
     def decode(self, codes: Tensor, batch: int = 8) -> Tensor:
@@ -105,6 +135,33 @@ class Pipeline:
                 images = F.interpolate(images, size=(size, size), mode="bicubic")
             parts.append(to_bytes(images))
         return np.concatenate(parts)
+
+
+def load_text_pipeline(
+    gpt: GPTOptions,
+    tokenizer: TokenizerOptions,
+    encoder: EncoderOptions,
+    machine: MachineOptions | None = None,
+    device: torch.device | None = None,
+) -> Pipeline:
+    """load_pipeline() with the text encoder, whose features must be those that the GPT was trained on."""
+    pipeline = load_pipeline(gpt, tokenizer, machine, device)
+    loaded = pipeline.gpt
+    cleaned = (loaded.encoder or {}).get("cleaned") is not False  # as the captions of training were
+    pipeline.encoder, pipeline.offload = load_encoder(encoder, pipeline.device, cleaned), encoder.t5_offload
+    width, name = loaded.model.config.caption_dim, f"--t5-model-type {encoder.t5_model_type}"
+    if pipeline.encoder.width != width:
+        raise ValueError(f"{name}: its features are {pipeline.encoder.width} wide, {gpt.gpt_ckpt} was trained on "
+                         f"features {width} wide; give the encoder that it was trained with")  # fmt: skip
+    known = (loaded.encoder or {}).get("checksum")
+    if None not in (known, pipeline.encoder.checksum) and known != pipeline.encoder.checksum:
+        raise ValueError(f"{name}: is another encoder than the one that {gpt.gpt_ckpt} was trained with "
+                         f"({loaded.encoder.get('name')}, checksum {known}; this one's is "
+                         f"{pipeline.encoder.checksum})")  # fmt: skip
+    if encoder.t5_feature_max_len > loaded.model.config.cls_token_num:
+        raise ValueError(f"--t5-feature-max-len {encoder.t5_feature_max_len}: {gpt.gpt_ckpt} takes captions of "
+                         f"{loaded.model.config.cls_token_num} tokens at most")  # fmt: skip
+    return pipeline
 
 
 def sampling_from(options: SamplingOptions) -> Sampling:

@@ -138,7 +138,7 @@ def test_rank_0_says_which_pictures_are_missing(files, tmp_path, monkeypatch):
     """Its list goes to all: on a network folder another rank may see fewer files, and leave some to nobody."""
     monkeypatch.setattr(Context, "on_main", lambda self, work: seen_by_rank_0(work()))
     asked, seen_by_rank_0 = [], lambda found: found and (found[0][:2], found[1])
-    monkeypatch.setattr("autoregressive.sample.many.sample_missing", lambda *given: asked.extend(given[3]))
+    monkeypatch.setattr("autoregressive.sample.many.sample_missing", lambda *given: asked.extend(given[5]))
     with pytest.raises(ValueError, match="000000.png: not a readable picture"):  # the npz, as nothing was sampled
         sample_many(many(files, tmp_path))
     assert asked == [0, 1]
