@@ -1,0 +1,15 @@
+"""Options of the coloured digits' judge. Torch-free."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class ScoreColouredDigits:
+    samples: str
+    """A folder that sample_t2i_ddp.py wrote: images/ and result.jsonl."""
+    real: str
+    """The folder of dataset/write_coloured_digits.py: the pictures of its test list teach the classifier."""
+    prompts: str | None = None
+    """The list that was sampled, with the columns Prompt, digit, colour and ground. Default: prompts.tsv of --real."""
+    output: str | None = None
+    """Write the shares here as JSON, too."""
