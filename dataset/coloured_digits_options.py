@@ -9,12 +9,12 @@ from engine.options import at_least
 class ColouredDigits:
     output: str
     """The folder to make: pictures/, lists/train.jsonl, lists/test.jsonl and prompts.tsv."""
-    train_pictures: int = 11200
-    """Pictures of the train list. Multiples of 560 hold every digit in every pair of colours equally often."""
-    test_pictures: int = 1120
+    train_pictures: int = 12000
+    """Pictures of the train list. Multiples of 120 hold every digit in every pair of colours equally often."""
+    test_pictures: int = 1200
     """Pictures of the test list, drawn from other scans."""
     seed: int = 0
-    """Decides scans, colours, sizes, places, captions and prompts."""
+    """Decides scans, colours, sizes, captions and prompts."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "train_pictures", "test_pictures")

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from engine.options import at_least
+
 
 @dataclass
 class ScoreColouredDigits:
@@ -13,3 +15,10 @@ class ScoreColouredDigits:
     """The list that was sampled, with the columns Prompt, digit, colour and ground. Default: prompts.tsv of --real."""
     output: str | None = None
     """Write the shares here as JSON, too."""
+    grid: str | None = None
+    """Write the first pictures here, each with its prompt below it, as one PNG."""
+    grid_pictures: int = 40
+    """How many of them."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "grid_pictures")

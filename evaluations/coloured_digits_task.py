@@ -15,16 +15,20 @@ from engine.checkpoint import write_json
 from evaluations.archive import picture_files, read_picture
 from evaluations.coloured_digits import Parts, nearest, take_apart
 from evaluations.coloured_digits_options import ScoreColouredDigits
+from evaluations.images import save_png
+from evaluations.prompt_grid import captioned_grid
 
 FOLDS = 5  # of the real pictures: each is read by a classifier of the others
 COLUMNS = ("Prompt", "digit", "colour", "ground")
+GRID_ROW, GRID_SIDE = 10, 96  # pictures, and pixels of one at least
 SHARES = ("digit", "colour", "ground", "all three")
 
 
 def score(options: ScoreColouredDigits) -> dict:
     """Print the shares of pictures with what was asked for; the same as plain data."""
     asked = read_asked(Path(options.prompts or Path(options.real) / "prompts.tsv"))
-    pictures, kinds = read_samples(Path(options.samples), asked)
+    pictures, prompts = read_samples(Path(options.samples), asked)
+    kinds = [asked[prompt] for prompt in prompts]
     real, real_kinds, scans = read_real(Path(options.real))
     read = Reader(take_apart(real), real_kinds, scans)
     shares = {"samples": compare(read(take_apart(pictures)), kinds), "real": compare(read.real(), real_kinds)}
@@ -33,6 +37,10 @@ def score(options: ScoreColouredDigits) -> dict:
     figures = {name: {"pictures": counts[name], **shares[name]} for name in shares}
     if options.output:
         write_json(options.output, figures)
+    if options.grid:
+        shown = slice(options.grid_pictures)
+        scale = -(-GRID_SIDE // pictures.shape[2])  # the prompts need some width
+        save_png(options.grid, captioned_grid(pictures[shown], prompts[shown], GRID_ROW, scale))
     return figures
 
 
@@ -102,8 +110,8 @@ def read_asked(path: Path) -> dict[str, Kind]:
     return {row["Prompt"]: _kind(row, f"--prompts {path}, line {i}") for i, row in enumerate(rows, 2)}
 
 
-def read_samples(folder: Path, asked: dict[str, Kind]) -> tuple[np.ndarray, list[Kind]]:
-    """uint8 [N, H, W, 3] of FOLDER/images, and what FOLDER/result.jsonl says was asked for."""
+def read_samples(folder: Path, asked: dict[str, Kind]) -> tuple[np.ndarray, list[str]]:
+    """uint8 [N, H, W, 3] of FOLDER/images, and the prompts that FOLDER/result.jsonl tells of them."""
     if not (folder / "images").is_dir():
         raise ValueError(f"--samples {folder}: has no folder images; expected a folder that sample_t2i_ddp.py wrote")
     files = picture_files(folder / "images")
@@ -111,15 +119,15 @@ def read_samples(folder: Path, asked: dict[str, Kind]) -> tuple[np.ndarray, list
     if len(files) != len(results) or not files:
         raise ValueError(f"--samples {folder}: {len(files)} pictures in images, {len(results)} lines in result.jsonl; "
                          "expected as many, and at least one: finish the sampling")  # fmt: skip
-    kinds = []
+    prompts = []
     for (where, result), file in zip(results, files):
         if Path(str(result.get("image_path"))).name != file.name:
             raise ValueError(f"{where}: is of {result.get('image_path')}, but the picture of that place is {file.name}")
         if result.get("text") not in asked:
             raise ValueError(f"{where}: the text {result.get('text')!r} is no prompt of --prompts; give the list that "
                              "was sampled")  # fmt: skip
-        kinds.append(asked[result["text"]])
-    return _pictures(files), kinds
+        prompts.append(result["text"])
+    return _pictures(files), prompts
 
 
 def read_real(folder: Path) -> tuple[np.ndarray, list[Kind], np.ndarray]:

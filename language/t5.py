@@ -7,7 +7,8 @@ Axes: B captions of a batch, L tokens of its longest, n tokens of one caption, D
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -141,7 +142,7 @@ class TextEncoder:
         for name, value in sorted(self.model.named_parameters()):
             digest.update(f"{name}{tuple(value.shape)}".encode())
             some = value.detach().flatten()[:: max(1, value.numel() // 4096)]
-            digest.update(some.to("cpu", torch.bfloat16).view(torch.uint8).numpy())
+            digest.update(some.to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy())
         return digest.hexdigest()[:16]
 
     def papers(self) -> dict:
@@ -203,6 +204,20 @@ def check_folder(folder: Path, what: str, flag: str) -> None:
         raise ValueError(f"{flag} {folder}: lacks {', '.join(missing)}; fetch the files of {what} from the Hub again")
 
 
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Without transformers' bars for weights that are read or written within a second or two."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def read_encoder(source: str, dtype: torch.dtype, flag: str) -> tuple[nn.Module, object]:
     """Model and tokenizer of a folder or of a repository on the Hub."""
     try:
@@ -218,9 +233,10 @@ def read_encoder(source: str, dtype: torch.dtype, flag: str) -> tuple[nn.Module,
         if config.model_type != "t5":
             raise ValueError(f"is a {config.model_type}, not a T5")
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
-        model, loaded = T5EncoderModel.from_pretrained(  # what does not fit is refused below, by its name
-            source, dtype=dtype, local_files_only=local, output_loading_info=True, ignore_mismatched_sizes=True
-        )
+        with without_bars():
+            model, loaded = T5EncoderModel.from_pretrained(  # what does not fit is refused below, by its name
+                source, dtype=dtype, local_files_only=local, output_loading_info=True, ignore_mismatched_sizes=True
+            )
     except Exception as error:  # from OSError to SafetensorError, as the reader likes
         reason = str(error).strip().partition("\n")[0]
         if local:

@@ -47,6 +47,7 @@ COMMANDS = [
     "evaluations/t2i/evaluation.py",
     "language/convert_t5_features.py",
     "language/extract_t5_feature.py",
+    "language/train_small_t5.py",
     "scripts/download.py",
     "tokenizer/tokenizer_image/reconstruction_vq_ddp.py",
     "tokenizer/tokenizer_image/vq_demo.py",

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dataset.coloured_digits import make, write_pictures
 from evaluations.coloured_digits import take_apart
@@ -19,7 +20,7 @@ COUNT = 60
 @pytest.fixture(scope="module")
 def real(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("real")
-    write_pictures(folder, 10, 560, 0)
+    write_pictures(folder, 10, 600, 0)
     return folder
 
 
@@ -46,8 +47,19 @@ def shares(folder: Path, real: Path) -> dict:
 def test_real_pictures_are_read_rightly_and_so_is_the_ceiling(real, tmp_path):
     found = shares(sampled(tmp_path), real)
     assert found["samples"]["colour"] == found["samples"]["ground"] == 1 and found["samples"]["digit"] > 0.9
-    assert found["real"]["all three"] > 0.9 and found["real"]["pictures"] == 560
+    assert found["real"]["all three"] > 0.9 and found["real"]["pictures"] == 600
     assert json.loads((tmp_path / "score.json").read_text()) == found
+
+
+def test_the_first_pictures_are_shown_under_their_prompts(real, tmp_path):
+    sampled(tmp_path, shrink=2)
+    options = ScoreColouredDigits(str(tmp_path), str(real), str(tmp_path / "prompts.tsv"), grid=str(tmp_path / "g.png"),
+                                  grid_pictures=12)  # fmt: skip
+    score(options)
+    texts = [json.loads(line)["text"] for line in (tmp_path / "result.jsonl").read_text().splitlines()[:12]]
+    pictures = np.stack([make(5, "train", i).picture[::2, ::2] for i in range(12)])
+    with Image.open(tmp_path / "g.png") as grid:
+        assert np.array_equal(np.asarray(grid), captioned_grid(pictures, texts, 10, 6))
 
 
 @pytest.mark.parametrize("part", ["digit", "colour", "ground"])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_t5 import write_t5
+from tiny_t5 import SENTENCES, write_t5
 
 from language.clean import clean_caption
 from language.t5 import T5Embedder, TextEncoder
@@ -118,6 +118,18 @@ def test_precision_and_checksum(encoder, folder):
     assert tuned.checksum != encoder.checksum
     third = TextEncoder.load(str(folder), dtype=torch.float16)
     assert third.encode(["cat"])[0].dtype == torch.float16 and third.checksum is None
+
+
+@pytest.mark.parametrize("words", [260, 400])
+def test_a_checksum_is_of_a_model_of_any_size(words, tmp_path):
+    """Of large matrices some values are taken, in steps."""
+    folder = write_t5(tmp_path, [*SENTENCES, *(f"{i} {i * i} {chr(97 + i % 26)}" for i in range(400))], 64, words=words)
+    encoder = TextEncoder.load(str(folder))
+    assert max(weight.numel() for weight in encoder.model.parameters()) > 3 * 4096
+    assert encoder.checksum == TextEncoder.load(str(folder), dtype=torch.bfloat16).checksum
+    next(encoder.model.parameters()).neg_()
+    del encoder.checksum
+    assert encoder.checksum != TextEncoder.load(str(folder)).checksum
 
 
 def test_an_offloaded_encoder_comes_back(encoder):
