@@ -56,7 +56,10 @@ class StoreWriter:
         self.settings = json.loads(json.dumps(settings))  # tuples become lists, as they are read back
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"{flag} {folder}: is a file; give a folder")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"{flag}: cannot make the folder {folder} ({error.strerror}); choose another") from error
         self._continue()
 
     def _continue(self) -> None:

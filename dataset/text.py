@@ -9,13 +9,21 @@ COLUMNS = ("prompt", "caption", "text")  # in any case; the first of them that i
 FORMATS = (".csv", ".tsv", ".jsonl", ".txt")
 
 
-def read_prompts(path: str | Path) -> list[str]:
+def read_prompts(path: str | Path, flag: str = "") -> list[str]:
     """The prompts of a file, in its order, without the white space around them; blank lines are passed over.
+
+    `flag`: who named the file, to be blamed for what cannot be read.
 
     Delimiter of .csv and .tsv: the tab where the header has one, else the comma. A header of one column alone has none,
     as published lists are: commas then belong to the prompts, unless the whole file is a well-formed csv of one column.
     """
-    path = Path(path)
+    try:
+        return _read_prompts(Path(path))
+    except ValueError as error:
+        raise ValueError(f"{flag} {error}".strip()) from error
+
+
+def _read_prompts(path: Path) -> list[str]:
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"{path}: not a list of prompts by its name; expected {', '.join(FORMATS)}")
     lines = read_lines(path)

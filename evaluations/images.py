@@ -93,7 +93,7 @@ def claim(folder: Path, meta: dict, notes: Sequence[str] = ()) -> None:
         raise ValueError(f"--sample-dir {folder.parent}: {folder.name} holds pictures of unknown settings; "
                          "remove it first")  # fmt: skip
     else:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder, "--sample-dir")
         with whole(path) as aside:
             aside.write_text(json.dumps(meta, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 

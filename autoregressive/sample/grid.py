@@ -92,7 +92,9 @@ def prompts_of(grid: PromptGridOptions) -> list[str]:
         if not lines:
             raise ValueError("--prompt-file -: nothing came on standard input; give a prompt a line")
         return lines
-    return read_prompts(grid.prompt_file) if grid.prompt_file else read_prompts(SHIPPED_PROMPTS)[:4]
+    if grid.prompt_file:
+        return read_prompts(grid.prompt_file, "--prompt-file")
+    return read_prompts(SHIPPED_PROMPTS)[:4]
 
 
 def now(device: torch.device) -> float:

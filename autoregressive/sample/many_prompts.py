@@ -37,7 +37,7 @@ def sample_many_prompts(options: SampleT2IMany) -> Path:
     """Write the pictures that are missing, then captions.txt and result.jsonl; the folder."""
     many, prompt = options.many, options.prompt
     context = setup(options.machine.device)
-    prompts = [" ".join(text.split()) for text in read_prompts(many.prompt_csv)[: many.num_fid_samples]]
+    prompts = [" ".join(text.split()) for text in read_prompts(many.prompt_csv, "--prompt-csv")[: many.num_fid_samples]]
     pipeline = load_text_pipeline(options.gpt, options.tokenizer, options.encoder, options.machine, context.device)
     folder = Path(many.sample_dir) / run_name(options, pipeline)
     images = folder / "images"

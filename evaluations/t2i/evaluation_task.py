@@ -130,7 +130,7 @@ def captions_of(t2i: T2IOptions, pictures: int, notes: list[str]) -> Captions | 
         return None
     path = Path(t2i.prompts or Path(t2i.fake_dir) / "captions.txt")
     if t2i.prompts:
-        texts = read_prompts(path)
+        texts = read_prompts(path, "--prompts")
     elif path.is_file():
         texts = [line.strip() for line in read_lines(path)]  # a blank one is a caption too, of its picture
     elif t2i.ref_data == "coco2014":
