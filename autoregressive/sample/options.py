@@ -74,13 +74,19 @@ def text_gpt() -> GPTOptions:
 
 
 @dataclass
-class SampleT2I:
+class FromPrompts:
+    """What samplers of prompts share."""
+
     gpt: GPTOptions = field(default_factory=text_gpt)
     tokenizer: TokenizerOptions = field(default_factory=TokenizerOptions)
     encoder: EncoderOptions = field(default_factory=EncoderOptions)
     machine: MachineOptions = field(default_factory=MachineOptions)
     sampling: SamplingOptions = field(default_factory=lambda: SamplingOptions(cfg_scale=7.5, top_k=1000))
     prompt: PromptOptions = field(default_factory=PromptOptions)
+
+
+@dataclass
+class SampleT2I(FromPrompts):
     grid: PromptGridOptions = field(default_factory=PromptGridOptions)
 
 
@@ -144,11 +150,5 @@ class TextManyOptions(BatchOptions):
 
 
 @dataclass
-class SampleT2IMany:
-    gpt: GPTOptions = field(default_factory=text_gpt)
-    tokenizer: TokenizerOptions = field(default_factory=TokenizerOptions)
-    encoder: EncoderOptions = field(default_factory=EncoderOptions)
-    machine: MachineOptions = field(default_factory=MachineOptions)
-    sampling: SamplingOptions = field(default_factory=lambda: SamplingOptions(cfg_scale=7.5, top_k=1000))
-    prompt: PromptOptions = field(default_factory=PromptOptions)
+class SampleT2IMany(FromPrompts):
     many: TextManyOptions = field(default_factory=TextManyOptions)
