@@ -19,9 +19,9 @@ from torch.utils.data import Dataset
 from dataset.augmentation import center_crop_arr
 from dataset.caption_lists import CaptionLists, ListedPictures, TooSmall
 from dataset.captions import caption_of, stem_of
-from dataset.feature_store import AnyFeatures, open_features
+from dataset.feature_store import AnyFeatures, FeatureStore, open_features
 from dataset.images import TRIES
-from dataset.list_codes import open_list_codes
+from dataset.list_codes import StoredListCodes, open_list_codes
 from dataset.order import DROP_CONDITION, SHORT_CAPTION, draw
 
 CAUSES = {
@@ -46,6 +46,7 @@ class Part(Protocol):
     """One side of a sample."""
 
     name: str  # of its entry in a batch
+    packed: bool  # read from packed stores, at once
 
     def read(self, row: int, entry: dict, epoch: int) -> Tensor:
         """Unusable where that cannot be done."""
@@ -55,18 +56,21 @@ class Part(Protocol):
 
 
 class StoredFeatures:
-    """Caption features [n, D] from {folder}/{stem}; from `short` instead at every draw below `share`."""
+    """Caption features [n, D] from {folder}/{stem}; from `short` instead at every draw below `share`. Those of more
+    than `most` tokens cannot be used."""
 
     name = "features"
 
-    def __init__(self, lists: CaptionLists, folder: str, short: str | None, share: float, seed: int):
-        self.lists, self.share, self.seed = lists, share, seed
+    def __init__(self, lists: CaptionLists, folder: str, short: str | None, share: float, seed: int,
+                 most: int = 120):  # fmt: skip
+        self.lists, self.share, self.seed, self.most = lists, share, seed, most
         self.stores = [open_features(folder, stem_of(file), "--t5-feat-path") for file in lists.files]
         self.short = None
         if short is not None:
             self.short = [open_features(short, stem_of(file), "--short-t5-feat-path") for file in lists.files]
         stores = [*self.stores, *(self.short or ())]
         papers = [encoder_of(store) for store in stores]
+        self.packed = all(isinstance(store, FeatureStore) for store in stores)
         self.width = stores[0].width
         self.encoder = next(filter(None, papers), None)  # None: published features, of whatever encoder
         for store, known in zip(stores, papers):
@@ -82,9 +86,13 @@ class StoredFeatures:
         if not store.has(number):
             raise Unusable("features", f"{self.lists.line(row)}: no features of its caption in {store.folder}")
         try:
-            return store.features(number)
+            found = store.features(number)
         except (ValueError, OSError) as error:
             raise Unusable("features", str(error)) from error
+        if len(found) > self.most:
+            raise Unusable("features", f"{self.lists.line(row)}: its caption has {len(found)} tokens in {store.folder},"
+                                       f" more than --cls-token-num {self.most}")  # fmt: skip
+        return found
 
     def blank(self) -> Tensor:
         return torch.zeros(1, self.width)
@@ -102,6 +110,7 @@ class Tokens:
     """A caption's tokens, int64 [n], to be encoded in training: for small sets."""
 
     name = "tokens"
+    packed = False
 
     def __init__(self, lists: CaptionLists, tokenize: Callable[[str], list[int]], key: str, trunc: bool = False):
         self.lists, self.tokenize, self.key, self.trunc = lists, tokenize, key, trunc
@@ -120,6 +129,7 @@ class Pixels:
     """The centre crop of a picture, uint8 [3, S, S], to be encoded in training."""
 
     name = "image"
+    packed = False
 
     def __init__(self, lists: CaptionLists, size: int):
         self.pictures, self.size = ListedPictures(lists, size), size
@@ -146,6 +156,7 @@ class StoredCodes:
         self.lists = lists
         self.folders = [Path(folder) / stem_of(file) for file in lists.files]
         self.stores = [open_list_codes(each) for each in self.folders]
+        self.packed = all(isinstance(store, StoredListCodes) for store in self.stores)
         for name in ("grid", "image_size", "vocab_size", "tokenizer"):
             first, *others = (getattr(store, name) for store in self.stores)
             if differ := [folder for folder, other in zip(self.folders[1:], others) if other != first]:
@@ -171,7 +182,7 @@ class Captioned(Dataset):
     """Whole batches by (epoch, number in `rows`): "features" [B, L, D] or "tokens" int64 [B, L], left-padded, and
     "held" bool [B, L]; "image" uint8 [B, 3, S, S] or "codes" int64 [B, N]; "drop" float32 [B], uniform in [0, 1), for
     dropping captions; "counts" float32 [B], 0 where nothing could be found to stand there; "index" int64 [B], the row
-    that is served; "faults" int64 [B, causes], of the rows that it took the place of.
+    that is served; "faults" int64 [B, causes], of the row that was asked for.
 
     `pad`: how sequences are padded (language/padding.py).
     """
@@ -180,13 +191,13 @@ class Captioned(Dataset):
                  rows: np.ndarray | None = None):  # fmt: skip
         self.lists, self.caption, self.picture, self.pad, self.seed = lists, caption, picture, pad, seed
         self.rows = np.arange(len(lists)) if rows is None else rows
-        self.mapped = caption.name == "features" and picture.name == "codes"  # nothing that needs a process of its own
+        self.mapped = caption.packed and picture.packed  # nothing that needs a process of its own
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def sample(self, epoch: int, place: int) -> tuple[int, Tensor, Tensor, float, Tensor]:
-        """Row, caption, picture, whether it counts, and the faults on the way to it."""
+        """Row, caption, picture, whether it counts, and the fault of the row that was asked for."""
         faults = torch.zeros(len(CAUSES), dtype=torch.int64)
         for tried in range(min(TRIES, len(self))):
             row = int(self.rows[(place + tried) % len(self)])
@@ -194,7 +205,8 @@ class Captioned(Dataset):
                 entry = self.entry(row)
                 return row, self.caption.read(row, entry, epoch), self.picture.read(row, entry, epoch), 1.0, faults
             except Unusable as error:
-                faults[list(CAUSES).index(error.cause)] += 1
+                # That of the row which was asked for: each bad row of a block counts once, not in all before it, too.
+                faults[list(CAUSES).index(error.cause)] += tried == 0
                 warnings.warn(f"{error}; the next sample takes its place", stacklevel=2)
         return int(self.rows[place]), self.caption.blank(), self.picture.blank(), 0.0, faults
 

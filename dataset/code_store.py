@@ -95,7 +95,7 @@ class CodeStore(Store):
         used, firsts = np.unique(shard_of[by_shard], return_index=True)
         for shard, places in zip(used.tolist(), np.split(by_shard, firsts[1:])):
             local = pictures[places] - self._starts[shard]
-            result[places] = self._shards[shard][local if crop is None else (local, crop[places])]
+            result[places] = self.shard(shard)[local if crop is None else (local, crop[places])]
         return result
 
     def labels(self, pictures: np.ndarray) -> np.ndarray:
@@ -104,8 +104,8 @@ class CodeStore(Store):
 
     def first_outside(self, vocab_size: int) -> tuple[Path, int] | None:
         """The first shard with a code that is not below vocab_size, and that code; reads everything once."""
-        for shard, codes in zip(self.meta["shards"], self._shards):
-            if (outside := _outside(codes, vocab_size)) is not None:
+        for number, shard in enumerate(self.meta["shards"]):
+            if (outside := _outside(self.shard(number), vocab_size)) is not None:
                 return self.folder / shard["file"], outside
         return None
 

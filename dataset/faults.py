@@ -1,36 +1,57 @@
 """Samples that could not be used: counted by cause, said once, and too many of them end the run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 FAIR_SAMPLE = 1000  # samples seen before --max-bad is a share of anything
+EVERY = 20  # steps from one look at a GPU's counts to the next
 
 
 class Faults:
-    """Of one process. Counts stay on the device until a step asks."""
+    """Of one process, since it began. Counts stay on the device until a step asks."""
 
     def __init__(self, causes: Sequence[str], max_bad: float):
         """causes: in words, in the plural, such as "unreadable pictures"."""
         self.causes, self.max_bad = tuple(causes), max_bad
         self.seen, self.counts = 0, torch.zeros(len(self.causes), dtype=torch.int64)
         self.said: set[str] = set()
+        self.bad_said = 0
 
     def add(self, samples: int, counts: Tensor) -> None:
         """samples: how many were asked for; counts int64 [causes]: those that others took the places of."""
         self.seen, self.counts = self.seen + samples, self.counts.to(counts.device) + counts
 
     def check(self, step: int) -> str | None:
-        """What is to be said when a cause occurs for the first time; ValueError when there are too many."""
-        by_cause = {cause: count for cause, count in zip(self.causes, self.counts.tolist()) if count}
-        bad, listing = sum(by_cause.values()), ", ".join(f"{count} {cause}" for cause, count in by_cause.items())
+        """What is to be said when a cause occurs for the first time, or there are ten times as many as when it was said
+        last; ValueError when there are too many."""
+        if self.counts.is_cuda and step % EVERY:
+            return None  # to ask is to wait for the device
+        by_cause, bad, listing = listed(self.causes, self.counts.tolist())
         if self.seen >= FAIR_SAMPLE and bad > self.max_bad * self.seen:
             raise ValueError(f"{bad} of the {self.seen} samples seen cannot be used ({listing}), more than --max-bad "
                              f"{self.max_bad} allows; mend them (warnings name them) and go on with --resume, or allow "
                              "more")  # fmt: skip
-        if by_cause.keys() <= self.said:
+        if not bad or (by_cause.keys() <= self.said and bad < 10 * self.bad_said):
             return None
-        self.said |= by_cause.keys()
+        self.said, self.bad_said = self.said | by_cause.keys(), bad
         return (f"step {step}: {bad} of {self.seen} samples cannot be used ({listing}; warnings name them); their "
                 f"neighbours take their places, up to a share of --max-bad {self.max_bad}")  # fmt: skip
+
+    def conclude(self, gather: Callable[[object], list]) -> str | None:
+        """What is to be said of all processes at the end; ValueError where not one sample could be used. `gather`: a
+        value of each process -> all of them."""
+        found = gather((self.seen, self.counts.tolist()))
+        seen, counts = sum(seen for seen, _ in found), [sum(each) for each in zip(*(counts for _, counts in found))]
+        _, bad, listing = listed(self.causes, counts)
+        if bad and bad == seen:
+            raise ValueError(f"not one of the {seen} samples could be used ({listing}; warnings name them): nothing "
+                             "was learnt")  # fmt: skip
+        return f"{bad} of {seen} samples could not be used: {listing}" if bad else None
+
+
+def listed(causes: Sequence[str], counts: list[int]) -> tuple[dict[str, int], int, str]:
+    """What occurred, how often, in all, and in words."""
+    by_cause = {cause: count for cause, count in zip(causes, counts) if count}
+    return by_cause, sum(by_cause.values()), ", ".join(f"{count} {cause}" for cause, count in by_cause.items())

@@ -111,7 +111,7 @@ class FeatureStore(Store):
             raise ValueError(f"{self.flag} {self.folder}: no features of line {row} (skipped.jsonl says why)")
         shard = int(np.searchsorted(self._starts, place, side="right")) - 1
         begin, end = self._offsets[shard][place - self._starts[shard] :][:2].tolist()
-        bits = np.array(self._shards[shard][begin:end])  # a copy: the mapped file is not writable, as tensors are
+        bits = np.array(self.shard(shard)[begin:end])  # a copy: the mapped file is not writable, as tensors are
         return torch.from_numpy(bits.view(np.int16)).view(self.dtype)
 
     def _place(self, row: int) -> int | None:

@@ -11,14 +11,19 @@ Which rows a shard holds depends on their number and the shard size alone, so th
 wrote it in whichever order.
 """
 
+import errno
 import json
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from dataset.files import write_atomic, write_json
+
+MAPPED = 256  # shards held open, of all stores: each is an open file, of which a process often may have but 1,024
 
 
 @dataclass(frozen=True)
@@ -129,13 +134,13 @@ class StoreWriter:
             leftover.unlink()
         shards = [self.describe(shard) for shard in range(self.shards)]
         skipped = self.skipped()
-        count = sum(shard[self.kind.items] for shard in shards)
-        if not count:
+        items = sum(shard[self.kind.items] for shard in shards)
+        if not items:
             raise ValueError(f"{self.flag} {self.folder}: none of the {self.rows_total} {self.kind.items} could be "
                              f"read; the first: {skipped[0]['reason'] if skipped else 'there are none'}")  # fmt: skip
         report = "".join(json.dumps(bad, ensure_ascii=False) + "\n" for bad in skipped)
         write_atomic(self.folder / "skipped.jsonl", lambda file: file.write(report.encode()))
-        meta = {"format": self.kind.format, "count": count, **self.totals(shards), **self.settings,
+        meta = {"format": self.kind.format, "count": items, **self.totals(shards), **self.settings,
                 "skipped": len(skipped), "shards": shards}  # fmt: skip
         write_json(self.folder / "meta.json", meta)
         return meta
@@ -151,7 +156,9 @@ class Store:
         self.meta = self._read_meta()
         self.count: int = self.meta["count"]
         self._starts = np.cumsum([0] + [shard[self.kind.items] for shard in self.meta["shards"]])
-        self._shards = [self._open_shard(shard) for shard in self.meta["shards"]]
+        self._number = next(_numbers)
+        for shard in self.meta["shards"]:
+            self._check_shard(shard)
 
     def _read_meta(self) -> dict:
         path, kind = self.folder / "meta.json", self.kind
@@ -177,13 +184,16 @@ class Store:
         """Shape and type of a shard's main part, by what meta.json says."""
         raise NotImplementedError
 
-    def _open_shard(self, shard: dict) -> np.ndarray:
+    def shard(self, number: int) -> np.ndarray:
+        """The main part of a shard, mapped."""
+        return _mapped(self._number, self.folder / self.meta["shards"][number]["file"], self.kind)
+
+    def _check_shard(self, shard: dict) -> None:
         path = self.folder / shard["file"]
         array, (shape, dtype) = open_array(path, self.kind), self.shard_shape(shard)
         if array.shape != shape or array.dtype != dtype:
             raise ValueError(f"{path}: holds {array.dtype} {list(array.shape)}, but meta.json says "
                              f"{dtype} {list(shape)}; {self.kind.remake}")  # fmt: skip
-        return array
 
     def columns(self, part: str, more: int = 0) -> list[np.ndarray]:
         """Each shard's array of another part, read into memory; it has an entry for each item, and `more`."""
@@ -203,6 +213,14 @@ class Store:
         return type(self), (self.folder, self.flag)  # a worker maps the files anew instead of being sent their content
 
 
+_numbers = count()  # of the stores that this process opens: a folder that is written anew is another store
+
+
+@lru_cache(MAPPED)
+def _mapped(store: int, path: Path, kind: Kind) -> np.ndarray:
+    return open_array(path, kind)
+
+
 def open_array(path: Path, kind: Kind) -> np.ndarray:
     """An array over the mapped file."""
     try:
@@ -211,6 +229,8 @@ def open_array(path: Path, kind: Kind) -> np.ndarray:
     except FileNotFoundError as error:
         raise ValueError(f"{path}: is missing; {kind.remake}") from error
     except (OSError, ValueError, EOFError) as error:
+        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+            raise ValueError(f"{path}: {error.strerror}; allow this process more of them (ulimit -n)") from error
         raise ValueError(f"{path}: truncated or not an .npy file ({error}); {kind.remake}") from error
 
 

@@ -56,6 +56,7 @@ class Task(Protocol):
     def validate(self) -> dict[str, float]: ...
     def preview(self, path: Path) -> None: ...
     def after_step(self, step: int) -> str | None: ...  # something that the user must hear, or None
+    def at_end(self) -> str | None: ...  # the same, when all steps are done
 
 
 class Run:
@@ -151,11 +152,12 @@ class Trainer:
 
     def resume(self, checkpoint: str | None, flag: str) -> None:
         """Go on where this run stopped, if --resume asks and it was ever saved; else from `checkpoint`, if given."""
+        found = None
         if self.run.options.resume:
             # One rank looks, so that all go on from the same step; without a shared folder the others say so.
             found = self.context.on_main(lambda: newest_checkpoint(self.run.stores, self.logger.say))
-            if found is not None:
-                self.load(found, read_file(found, "--resume"), "--resume")
+        if found is not None:
+            self.load(found, read_file(found, "--resume"), "--resume")
         elif checkpoint:
             self.load(Path(checkpoint), read_file(checkpoint, flag), flag)
         if self.step:
@@ -222,6 +224,8 @@ class Trainer:
                     break
             if saved_at != self.step:
                 self.save()
+            if message := task.at_end():
+                self.logger.say(message)
         finally:
             for phase in task.phases:
                 phase.wrapped = phase.module  # DDP would hold the process group beyond its end

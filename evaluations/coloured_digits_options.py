@@ -15,6 +15,8 @@ class ScoreColouredDigits:
     """The list that was sampled, with the columns Prompt, digit, colour and ground. Default: prompts.tsv of --real."""
     output: str | None = None
     """Write the shares here as JSON, too."""
+    least: float = 0.0
+    """End with an error where the share of pictures with the right digit, colour or ground is less."""
     grid: str | None = None
     """Write the first pictures here, each with its prompt below it, as one PNG."""
     grid_pictures: int = 40
@@ -22,3 +24,5 @@ class ScoreColouredDigits:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "grid_pictures")
+        if not 0 <= self.least <= 1:
+            raise ValueError(f"--least {self.least}: is a share, from 0 to 1")

@@ -41,6 +41,10 @@ def score(options: ScoreColouredDigits) -> dict:
         shown = slice(options.grid_pictures)
         scale = -(-GRID_SIDE // pictures.shape[2])  # the prompts need some width
         save_png(options.grid, captioned_grid(pictures[shown], prompts[shown], GRID_ROW, scale))
+    for part in SHARES[:3]:
+        if shares["samples"][part] < options.least:
+            raise ValueError(f"--least {options.least}: the share of pictures with the right {part} is "
+                             f"{shares['samples'][part]:.3f}")  # fmt: skip
     return figures
 
 

@@ -97,6 +97,7 @@ def _libraries() -> tuple[Callable[[str], str], Callable[[str], str]]:
     """HTML -> its text; text that was decoded wrongly -> text."""
     try:
         from bs4 import BeautifulSoup, MarkupResemblesLocatorWarning
+        from bs4.exceptions import ParserRejectedMarkup
         from ftfy import fix_text
     except ImportError as error:
         raise ValueError("cleaning captions needs ftfy and beautifulsoup4: pip install 'llamagen[t2i]'") from error
@@ -107,6 +108,11 @@ def _libraries() -> tuple[Callable[[str], str], Callable[[str], str]]:
 
     def plain(text: str) -> str:
         # Without these two there is no markup, and the parser takes most of the time.
-        return BeautifulSoup(text, "html.parser").text if "<" in text or "&" in text else text
+        if "<" not in text and "&" not in text:
+            return text
+        try:
+            return BeautifulSoup(text, "html.parser").text
+        except ParserRejectedMarkup:  # "<![" and the like, which no web page holds either
+            return text
 
     return plain, fix_text

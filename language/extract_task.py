@@ -97,13 +97,19 @@ def extract_features(options: ExtractFeatures) -> None:
     mine = context.on_main(start)[context.rank :: context.world]
     stores = writers()
     chunk = encoding.batch_size * SORTED_BATCHES
-    chunks = [[[(place, row) for row in rows[i : i + chunk]] for i in range(0, len(rows), chunk)]
-              for place, shard in mine for rows in [stores[place].shard_rows(shard)]]  # fmt: skip
-    loaded = iter(batch_loader(lines, [keys for part in chunks for keys in part], captions.num_workers))
-    total = sum(len(keys) for part in chunks for keys in part)
+
+    def chunks(place: int, shard: int) -> list[range]:
+        rows = stores[place].shard_rows(shard)
+        return [rows[i : i + chunk] for i in range(0, len(rows), chunk)]
+
+    # One by one: the keys of many millions of captions would take gigabytes.
+    keys = ([(place, row) for row in rows] for place, shard in mine for rows in chunks(place, shard))
+    loaded = iter(batch_loader(lines, keys, captions.num_workers))
+    total = sum(len(stores[place].shard_rows(shard)) for place, shard in mine)
     with tqdm(total=total, unit="caption", disable=None if context.is_main else True) as bar:
-        for (place, shard), part in zip(mine, chunks):
-            write_shard(stores[place], shard, [next(loaded) for _ in part], encoder, encoding.batch_size, bar)
+        for place, shard in mine:
+            found = [next(loaded) for _ in chunks(place, shard)]
+            write_shard(stores[place], shard, found, encoder, encoding.batch_size, bar)
     context.barrier()
     cut = sum(context.gather(encoder.tokenize.cut))
     context.on_main(lambda: finish(stores, encoding.max_bad, cut, encoder.tokenize.max_length))

@@ -113,7 +113,8 @@ class TextEncoder:
         """Tokens int64 [B, L], padded on either side (T5's positions are relative), and valid bool [B, L] -> [B, L, D],
         zeros where it is padded."""
         tokens, valid = tokens.to(self.device), valid.to(self.device)
-        found = self.model(input_ids=tokens, attention_mask=valid.long()).last_hidden_state
+        with torch.autocast(self.device.type, enabled=False):  # a trainer's would change the encoder's precision
+            found = self.model(input_ids=tokens, attention_mask=valid.long()).last_hidden_state
         return found.masked_fill(~valid[..., None], 0)
 
     def encode(

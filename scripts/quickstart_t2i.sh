@@ -44,6 +44,6 @@ python3 autoregressive/sample/sample_t2i_ddp.py --gpt-ckpt "$gpt" --vq-ckpt "$vq
     --t5-model-type small --prompt-csv "$data/prompts.tsv" --num-fid-samples 400 --per-proc-batch-size 200 \
     --cfg-scale 1.5 --top-k 0 --top-p 0.5 --sample-dir "$out/samples"
 python3 evaluations/plot_losses.py --runs tokenizer="$out/tokenizer" gpt="$out/gpt" --output "$out/losses.png"
-python3 evaluations/score_coloured_digits.py --samples "$out"/samples/GPT-1M-* --real "$data" \
-    --output "$out/score.json" --grid "$out/samples.png"
+python3 evaluations/score_coloured_digits.py --samples "$(ls -td "$out"/samples/*/ | head -n 1)" --real "$data" \
+    --least 0.85 --output "$out/score.json" --grid "$out/samples.png"
 printf '\nPictures: %s/samples.png, %s/losses.png (%d s)\n' "$out" "$out" $((SECONDS - began))

@@ -44,7 +44,8 @@ def sample_many_prompts(options: SampleT2IMany) -> Path:
 
     def missing() -> list[int]:
         meta = {**models_of(options, pipeline), "encoder": pipeline.encoder.name,
-                "encoder_checksum": pipeline.encoder.checksum, "prompts": Path(many.prompt_csv).name,
+                "encoder_checksum": pipeline.encoder.checksum, "encoder_precision": str(pipeline.encoder.model.dtype),
+                "encoder_tokens": pipeline.encoder.tokenize.max_length, "prompts": Path(many.prompt_csv).name,
                 "prompts_sha256": sha256(many.prompt_csv), **asdict(prompt)}  # fmt: skip
         claim(folder, meta)
         images.mkdir(exist_ok=True)

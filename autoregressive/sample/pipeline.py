@@ -61,12 +61,13 @@ class Pipeline:
 
     def captions(self, prompts: Sequence[str], negative: str | None = None, left: bool = True) -> dict:
         """Arguments of codes() for prompts: "cond" [B, P, caption_dim], "valid" bool [B, P] and, with a negative
-        prompt, "negative". An empty prompt is 'no caption', in the place of its one token.
+        prompt that is not empty, "negative". An empty prompt is 'no caption', in the place of its one token.
 
         left: pad at the left, so that captions stand next to the codes; else at the right, up to cls_token_num rows.
         """
         if self.encoder is None:
             raise ValueError("this pipeline has no text encoder; load_text_pipeline() loads one")
+        negative = negative if negative and negative.strip() else None  # guidance leads from 'none' anyway
         texts = [*prompts, *([negative] * (negative is not None))]
         null = self.gpt.model.cls_embedding.uncond_embedding[-1:]  # [1, caption_dim]
         said = list(dict.fromkeys(text for text in texts if text.strip()))

@@ -84,6 +84,9 @@ class GPTTask:
     def after_step(self, step: int) -> str | None:
         return None
 
+    def at_end(self) -> str | None:
+        return None
+
 
 class ClassTask(GPTTask):
     """Given a class: a batch's "label" int64 [B]."""

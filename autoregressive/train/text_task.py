@@ -85,6 +85,9 @@ class CaptionTask(GPTTask):
     def after_step(self, step: int) -> str | None:
         return self.faults.check(step)
 
+    def at_end(self) -> str | None:
+        return self.faults.conclude(self.context.gather)
+
 
 def train_t2i(options: TrainT2I) -> None:
     """Check the data, build the model, train it."""
@@ -98,6 +101,9 @@ def train_t2i(options: TrainT2I) -> None:
     if chosen.code_path is None or (options.tokenizer.vq_ckpt and options.run.preview_every):
         tokenizer = load_tokenizer(options.tokenizer, context.device)
     if chosen.t5_feat_path is None:
+        if options.encoder.t5_offload:
+            raise ValueError("--t5-offload: training encodes captions at every step; extract their features beforehand "
+                             "(language/extract_t5_feature.py) and give --t5-feat-path")  # fmt: skip
         encoder = load_encoder(options.encoder, context.device)
     size, picture = picture_part(chosen, lists, tokenizer)
     caption, width = caption_part(options, lists, encoder)
@@ -109,7 +115,7 @@ def train_t2i(options: TrainT2I) -> None:
     held_out = Captioned(lists, caption, picture, pad_left, optim.global_seed, val_rows) if len(val_rows) else None
     check_held_out(held_out, "--val-fraction", context)
 
-    finetune = chosen.finetune or (chosen.gpt_ckpt is not None and begins_a_stage(chosen.gpt_ckpt, shape))
+    finetune = chosen.finetune or (chosen.gpt_ckpt is not None and begins_a_stage(chosen.gpt_ckpt, shape, papers))
     model = build_model(chosen, shape, optim.global_seed, context, finetune)
     pipeline = None
     if tokenizer is not None and context.is_main and options.run.preview_every:
@@ -145,10 +151,13 @@ def caption_part(options: TrainT2I, lists: CaptionLists, encoder: TextEncoder | 
     if encoder is not None:
         if chosen.short_t5_feat_path is not None:
             raise ValueError("--short-t5-feat-path goes with --t5-feat-path; give both")
+        if encoder.tokenize.max_length > chosen.cls_token_num:
+            raise ValueError(f"--t5-feature-max-len {encoder.tokenize.max_length}: the GPT takes --cls-token-num "
+                             f"{chosen.cls_token_num} tokens of a caption at most")  # fmt: skip
         check_width(options.encoder, encoder.width)
         return Tokens(lists, encoder.tokenize, chosen.caption_key, chosen.trunc_caption), encoder.width
     stored = StoredFeatures(lists, chosen.t5_feat_path, chosen.short_t5_feat_path, chosen.short_share,
-                            options.optim.global_seed)  # fmt: skip
+                            options.optim.global_seed, chosen.cls_token_num)  # fmt: skip
     check_width(options.encoder, stored.width)
     return stored, stored.width
 
@@ -174,12 +183,19 @@ def shape_for(options: TextTraining, size: int, picture: Part, tokenizer: Tokeni
     return shape, {"image_size": size, "downsample_size": size // side, "class_names": None, "tokenizer": made_by}
 
 
-def begins_a_stage(checkpoint: str, shape: dict) -> bool:
+def begins_a_stage(checkpoint: str, shape: dict, papers: dict) -> bool:
     """Whether only the weights of a checkpoint go on: it has no optimizer, or is of pictures of another size (stage 2:
-    positions follow from the size, no weight does)."""
+    positions follow from the size, no weight does). ValueError where they were trained on another encoder's features,
+    or on another tokenizer's codes."""
     data = read_file(checkpoint, "--gpt-ckpt")
-    meta = data.get("meta")
-    config = meta.get("config", {}) if isinstance(meta, dict) else {}
+    meta = data["meta"] if isinstance(data.get("meta"), dict) else {}
+    for part in ("encoder", "tokenizer"):
+        theirs, ours = ((each.get(part) or {}) for each in (meta, papers))
+        if None not in (known := [each.get("checksum") for each in (theirs, ours)]) and known[0] != known[1]:
+            raise ValueError(f"--gpt-ckpt {checkpoint}: was trained with the {part} {theirs['name']} ({known[0]}), the "
+                             f"data are of {ours['name']} ({known[1]}); prepare them with that one, or give --finetune "
+                             "to go over to this one")  # fmt: skip
+    config = meta.get("config", {})
     anew = "optimizer" not in data or config.get("block_size") != shape["block_size"]
     if anew:
         print(f"--gpt-ckpt {Path(checkpoint).name}: its weights go on, from step 0")

@@ -240,6 +240,11 @@ def test_a_stopped_run_goes_on_and_other_settings_are_refused(sampled, files, pr
     other = replace(many(files, prompt_list, tmp_path), prompt=PromptOptions(negative_prompt="a dog"))
     with pytest.raises(ValueError, match=r"holds pictures made with other settings \(negative_prompt None\)"):
         sample_many_prompts(other)
+    for changed, words in ((dict(t5_precision="bf16"), "encoder_precision torch.float32"),
+                           (dict(t5_feature_max_len=60), "encoder_tokens 120")):  # fmt: skip
+        other = many(files, prompt_list, tmp_path)
+        with pytest.raises(ValueError, match=rf"other settings \({words}\)"):
+            sample_many_prompts(replace(other, encoder=replace(other.encoder, **changed)))
     prompt_list = tmp_path / "My.tsv"
     prompt_list.write_text("Prompt\nsomething else\n")
     with pytest.raises(ValueError, match=r"other settings \(.*prompts_sha256"):

@@ -205,6 +205,25 @@ def test_weights_without_an_optimizer_start_at_step_0(entries, plain, places, tm
     assert len(figures(tmp_path)) == 1
 
 
+@pytest.mark.parametrize("part, words", [("encoder", "the encoder other"), ("tokenizer", "the tokenizer other")])
+def test_weights_of_another_encoder_or_tokenizer_are_refused(part, words, plain, places, tmp_path):
+    state = checkpoint(plain, 4)
+    state["meta"][part] = {"name": "other", "checksum": "0" * 16}
+    torch.save(state, tmp_path / "other.pt")
+    given = {"image_size": 32, "gpt_ckpt": str(tmp_path / "other.pt")}
+    with pytest.raises(ValueError, match=f"--gpt-ckpt .*other.pt: was trained with {words} .*--finetune"):
+        train_t2i(asked(places, tmp_path, steps=1, **given))
+    train_t2i(asked(places, tmp_path, steps=1, finetune=True, **given))
+
+
+def test_captions_are_encoded_in_the_encoder_s_precision_whatever_the_trainer_s(places):
+    encoder = TextEncoder.load("tiny", places / "t5")
+    tokens, valid = pad_left([torch.tensor(encoder.tokenize(text)) for text in WORDS])
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = encoder.features(tokens, valid)
+    assert torch.equal(mixed, encoder.features(tokens, valid))
+
+
 # ---- what does not fit
 
 
@@ -222,6 +241,7 @@ def test_weights_without_an_optimizer_start_at_step_0(entries, plain, places, tm
     (dict(short_t5_feat_path="{places}/short"), "--short-t5-feat-path goes with --t5-feat-path"),
     (dict(data_path="{places}/t5"), "--data-path .*t5: no .jsonl lists in it"),
     (dict(data_start=4), "--data-start 4"),
+    (dict(cls_token_num=9), "--t5-feature-max-len 120: the GPT takes --cls-token-num 9 tokens"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_named_before_training(changed, error, places, tmp_path):
     changed = {name: str(value).format(places=places) if name.endswith("path") else value
@@ -258,4 +278,4 @@ def test_pictures_that_are_too_small_count_by_their_cause(places):
     data = Captioned(lists, Tokens(lists, lambda text: [1], "blip"), Pixels(lists, 37), pad_left, 0)
     with pytest.warns(UserWarning, match="smaller than --image-size 37"):
         batch = data.__getitems__([(0, 0)])
-    assert batch["counts"].tolist() == [0] and batch["faults"][0].tolist() == [0, 0, 14, 0, 0]
+    assert batch["counts"].tolist() == [0] and batch["faults"][0].tolist() == [0, 0, 1, 0, 0]

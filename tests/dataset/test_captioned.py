@@ -13,7 +13,7 @@ import dataset.faults as faults_module
 from dataset.augmentation import center_crop_arr
 from dataset.build import loader
 from dataset.caption_lists import CaptionLists, ListedPictures, TooSmall
-from dataset.captioned import CAUSES, Captioned, Pixels, StoredCodes, Tokens
+from dataset.captioned import CAUSES, Captioned, Pixels, StoredCodes, StoredFeatures, Tokens, Unusable
 from dataset.captions import lists_in, stem_of
 from dataset.code_store import CodeStoreWriter
 from dataset.faults import Faults
@@ -130,10 +130,10 @@ def test_the_next_row_takes_the_place_of_one_that_cannot_be_used_and_causes_are_
     spoil(folder)
     data = captioned(folder)
     with pytest.warns(UserWarning) as said:
-        batch = data.__getitems__([(0, 0), (0, 1), (0, 3), (0, 4)])
-    assert batch["index"].tolist() == [0, 5, 5, 5] and batch["counts"].tolist() == [1] * 4
+        batch = data.__getitems__([(0, place) for place in range(5)])
+    assert batch["index"].tolist() == [0, 5, 5, 5, 5] and batch["counts"].tolist() == [1] * 5
     counts = dict(zip(CAUSES, batch["faults"].sum(0).tolist()))
-    assert counts == {"line": 4, "picture": 1, "size": 2, "features": 0, "codes": 0}
+    assert counts == {"line": 2, "picture": 1, "size": 1, "features": 0, "codes": 0}
     assert torch.equal(batch["image"][1], data.__getitems__([(0, 5)])["image"][0])
     text = " ".join(str(each.message) for each in said)
     assert "a.x.jsonl, line 1: not JSON" in text and "a2.png: not a readable picture" in text
@@ -147,8 +147,27 @@ def test_where_nothing_can_be_used_a_sample_counts_nothing(folder):
         warnings.simplefilter("ignore")
         batch = data.__getitems__([(0, 0), (0, 2)])
     assert batch["counts"].tolist() == [0, 0] and batch["index"].tolist() == [1, 3]
-    assert batch["faults"].sum(1).tolist() == [4, 4] and not batch["image"].any()
+    assert batch["faults"].sum(1).tolist() == [1, 1] and not batch["image"].any()
     assert batch["tokens"].shape == (2, 1)
+
+
+def test_a_block_of_bad_rows_counts_each_of_them_once(folder):
+    spoil(folder)
+    with pytest.warns(UserWarning):
+        batch = captioned(folder).__getitems__([(0, place) for place in range(len(captioned(folder)))])
+    assert batch["faults"].sum() == 4
+
+
+def test_features_of_more_tokens_than_the_gpt_takes_are_passed_over(tmp_path, folder):
+    lists = CaptionLists(lists_in(folder))
+    for name, lengths in (("a", [2, 5]), ("b", [2])):
+        (tmp_path / "published" / name).mkdir(parents=True)
+        for i, length in enumerate(lengths):
+            np.save(tmp_path / f"published/{name}/{i}.npy", np.zeros((1, length, 4), np.float32))
+    stored = StoredFeatures(lists, str(tmp_path / "published"), None, 0.0, 0, most=4)
+    assert len(stored.read(0, {}, 0)) == 2 and not stored.packed
+    with pytest.raises(Unusable, match="its caption has 5 tokens .* more than --cls-token-num 4"):
+        stored.read(1, {}, 0)
 
 
 def test_batches_are_the_same_by_any_number_of_workers(folder):
@@ -216,3 +235,23 @@ def test_faults_are_said_once_a_cause_and_too_many_end_the_run(monkeypatch):
     with pytest.raises(ValueError, match=r"7 of the 121 samples seen .*\(6 bad lines, 1 torn pictures\), more than "
                                          "--max-bad 0.05 allows"):  # fmt: skip
         found.check(5)
+
+
+def test_ten_times_as_many_faults_are_said_again():
+    found = Faults(["bad lines"], 1.0)
+    said = []
+    for step in range(120):
+        found.add(1, torch.tensor([1]))
+        said.append(found.check(step))
+    assert [step for step, message in enumerate(said) if message] == [0, 9, 99]
+
+
+def test_at_the_end_all_processes_count_and_a_run_without_any_sample_fails():
+    found = Faults(["bad lines", "torn pictures"], 1.0)
+    assert found.conclude(lambda value: [value]) is None
+    found.add(8, torch.tensor([1, 0]))
+    said = found.conclude(lambda value: [value, (8, [1, 2])])
+    assert said == "4 of 16 samples could not be used: 2 bad lines, 2 torn pictures"
+    found.add(8, torch.tensor([7, 8]))
+    with pytest.raises(ValueError, match=r"not one of the 16 samples could be used \(8 bad lines, 8 torn pictures"):
+        found.conclude(lambda value: [value])

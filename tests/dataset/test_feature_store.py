@@ -1,13 +1,17 @@
 """Caption features: what is stored is what was written, by any ranks, and equals the published layout."""
 
 import json
+import os
 import pickle
+import resource
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import dataset.store as store_module
 from dataset.feature_store import (
     FeatureStore,
     FeatureStoreWriter,
@@ -73,6 +77,34 @@ def test_a_store_gives_back_what_was_written(tmp_path):
         store.features(11)
     tokens = int(LENGTHS[GOOD].sum())
     assert (store.meta["tokens"], store.meta["bytes"], store.meta["skipped"]) == (tokens, 2 * WIDTH * tokens, len(BAD))
+
+
+def test_more_shards_than_a_process_may_open_are_read(tmp_path, monkeypatch):
+    store = make_store(tmp_path)
+    monkeypatch.setattr(store_module, "_mapped", lru_cache(2)(store_module._mapped.__wrapped__))
+    opened = []
+    open_array = store_module.open_array
+    monkeypatch.setattr(store_module, "open_array", lambda path, kind: opened.append(path) or open_array(path, kind))
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
+    for row in GOOD * 2:
+        assert torch.equal(store.features(row), FEATURES[row])
+    assert len(opened) == 8, "two shards of four stay open"
+    if before is not None:
+        assert len(os.listdir("/proc/self/fd")) <= before + 2
+
+
+def test_too_many_open_files_are_not_taken_for_damage(tmp_path):
+    store = make_store(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open(os.devnull, os.O_RDONLY)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+    try:
+        with pytest.raises(ValueError, match="Too many open files; allow this process more") as said:
+            store.features(0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert "delete" not in str(said.value)
 
 
 def test_fp16_is_stored_as_such_and_what_it_cannot_hold_is_refused(tmp_path):

@@ -92,6 +92,9 @@ class LinearTask:
     def preview(self, path: Path) -> None:
         pass
 
+    def at_end(self) -> None:
+        return None
+
     def after_step(self, step: int) -> None:
         return None
 

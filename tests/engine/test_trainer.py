@@ -165,6 +165,13 @@ def test_a_checkpoint_is_given_by_file_too_and_must_hold_an_optimizer(tmp_path):
         train(options(tmp_path / "third"), checkpoint=str(tmp_path / "weights.pt"))
 
 
+def test_a_run_that_resumes_before_its_first_save_goes_on_from_the_checkpoint_it_was_given(tmp_path):
+    train(options(tmp_path / "first", max_steps=3))
+    path = str(tmp_path / "first/run/checkpoints/0000003.pt")
+    assert len(train(options(tmp_path / "second", resume=True), checkpoint=path).task.seen) == 9
+    assert train(options(tmp_path / "second", resume=True), checkpoint=path).task.seen == []  # its own comes first
+
+
 def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, capsys):
     train(options(tmp_path / "whole"))
     train(options(tmp_path / "cut", ckpt_every=5))

@@ -62,6 +62,15 @@ def test_the_first_pictures_are_shown_under_their_prompts(real, tmp_path):
         assert np.array_equal(np.asarray(grid), captioned_grid(pictures, texts, 10, 6))
 
 
+def test_a_share_below_the_least_is_an_error(real, tmp_path):
+    sampled(tmp_path, "colour")
+    options = ScoreColouredDigits(str(tmp_path), str(real), str(tmp_path / "prompts.tsv"), str(tmp_path / "score.json"),
+                                  least=0.85)  # fmt: skip
+    with pytest.raises(ValueError, match="--least 0.85: the share of pictures with the right colour is 0"):
+        score(options)
+    assert (tmp_path / "score.json").is_file()
+
+
 @pytest.mark.parametrize("part", ["digit", "colour", "ground"])
 def test_a_picture_of_something_else_is_noticed_by_what_differs(part, real, tmp_path):
     found = shares(sampled(tmp_path, part), real)["samples"]

@@ -34,6 +34,7 @@ def test_captions_are_cleaned_as_published(line):
         ("one\u00a0two", "one two"),
         ("a&nbsp;b &#39;c", "a b 'c"),
         ("ascii <3 hearts", "ascii <3 hearts"),
+        ("a cat <![foo bar", "a cat <! foo bar"),
         ("\ufb01ne \uff4coud", "fine loud"),
     ],
 )

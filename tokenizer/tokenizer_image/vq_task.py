@@ -99,6 +99,9 @@ class TokenizerTask:
         reconstructions, _ = self.model(self.previews.to(self.context.device))
         save_grid(path, to_bytes(torch.cat([self.previews, reconstructions.cpu()])), per_row=len(self.previews))
 
+    def at_end(self) -> str | None:
+        return self.faults.conclude(self.context.gather)
+
     def after_step(self, step: int) -> str | None:
         if message := self.faults.check(step):
             return message
