@@ -62,7 +62,7 @@ class StoredFeatures:
     name = "features"
 
     def __init__(self, lists: CaptionLists, folder: str, short: str | None, share: float, seed: int,
-                 most: int = 120):  # fmt: skip
+                 most: int):  # fmt: skip
         self.lists, self.share, self.seed, self.most = lists, share, seed, most
         self.stores = [open_features(folder, stem_of(file), "--t5-feat-path") for file in lists.files]
         self.short = None

@@ -40,11 +40,16 @@ class Faults:
                 f"neighbours take their places, up to a share of --max-bad {self.max_bad}")  # fmt: skip
 
     def conclude(self, gather: Callable[[object], list]) -> str | None:
-        """What is to be said of all processes at the end; ValueError where not one sample could be used. `gather`: a
-        value of each process -> all of them."""
+        """What is to be said of all processes at the end; ValueError where too many or all could not be used.
+
+        gather: a value of each process -> all of them.
+        """
         found = gather((self.seen, self.counts.tolist()))
         seen, counts = sum(seen for seen, _ in found), [sum(each) for each in zip(*(counts for _, counts in found))]
         _, bad, listing = listed(self.causes, counts)
+        if seen >= FAIR_SAMPLE and bad > self.max_bad * seen:
+            raise ValueError(f"{bad} of the {seen} samples of all processes could not be used ({listing}), more than "
+                             f"--max-bad {self.max_bad} allows; everything is saved")  # fmt: skip
         if bad and bad == seen:
             raise ValueError(f"not one of the {seen} samples could be used ({listing}; warnings name them): nothing "
                              "was learnt")  # fmt: skip

@@ -23,6 +23,7 @@ import numpy as np
 
 from dataset.files import write_atomic, write_json
 
+_numbers = count()  # of the stores that this process opens: a folder that is written anew is another store
 MAPPED = 256  # shards held open, of all stores: each is an open file, of which a process often may have but 1,024
 
 
@@ -211,9 +212,6 @@ class Store:
 
     def __reduce__(self):
         return type(self), (self.folder, self.flag)  # a worker maps the files anew instead of being sent their content
-
-
-_numbers = count()  # of the stores that this process opens: a folder that is written anew is another store
 
 
 @lru_cache(MAPPED)

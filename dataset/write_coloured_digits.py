@@ -17,7 +17,7 @@ def main(options: ColouredDigits) -> None:
     from engine.folders import made_once
 
     counts = {"train": options.train_pictures, "test": options.test_pictures, "seed": options.seed}
-    with made_once(options.output, {"data": "coloured digits 1", **counts}, "--output") as folder:
+    with made_once(options.output, {"data": "coloured digits 2", **counts}, "--output") as folder:
         if folder:
             write_pictures(folder, **counts)
     print(f"{options.train_pictures} pictures to train on, {options.test_pictures} to test with, {PROMPTS} prompts "

@@ -86,6 +86,9 @@ class ClassifierTask:
     def after_step(self, step: int) -> str | None:
         return None
 
+    def at_end(self) -> str | None:
+        return None
+
 
 def readings(model: ConvNet, images: Images, rows: range, batch: int, workers: int):
     """For each batch of rows: which are read as their own label, bool [B], and the labels, int64 [B]."""

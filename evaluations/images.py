@@ -89,7 +89,7 @@ def claim(folder: Path, meta: dict, notes: Sequence[str] = ()) -> None:
             raise ValueError(f"--sample-dir {folder.parent}: {folder.name} holds pictures made with other settings "
                              f"({', '.join(f'{n} {held.get(n)}' for n in different)}); "
                              "choose another folder or remove it")  # fmt: skip
-    elif folder.exists() and any(folder.glob("*.png")):
+    elif any(folder.glob("*.png")) or any(folder.glob("images/*.png")):  # of classes, of prompts
         raise ValueError(f"--sample-dir {folder.parent}: {folder.name} holds pictures of unknown settings; "
                          "remove it first")  # fmt: skip
     else:

@@ -1,13 +1,14 @@
-"""A small T5 for one's own captions: its vocabulary, and its training to fill in masked words.
+"""A small T5 for one's own captions: its vocabulary, the words it fills in, its weights. small_t5_task.py trains it.
 
 Raffel et al. 2020, section 3.1.4 (span corruption). A caption alone seldom says what a masked word was; another caption
 of the same picture does. So where a line has several captions, a text is two of them and its span is the whole of one:
 the encoder reads the other as it will read prompts, and its features have to tell whose colour a colour is, which the
-words alone do not. Axes: B texts, T tokens.
+words alone do not. And the decoder gets no rows of features to look through, but their plain mean: a GPT that starts to
+learn reads all rows of its condition alike, and what their mean does not tell it finds late or never.
+Axes: B texts, T tokens.
 """
 
 import io
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from language.small_t5_options import SmallT5
 from language.t5 import without_bars
 
 PAD, END, UNKNOWN = range(3)  # as in every T5
@@ -139,7 +139,7 @@ def _padded(rows: tuple[list[int], ...], value: int) -> Tensor:
     return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows])
 
 
-# ---- training
+# ---- model
 
 
 def small_t5(width: int, layers: int, heads: int, vocab_size: int):
@@ -161,42 +161,6 @@ def small_t5(width: int, layers: int, heads: int, vocab_size: int):
     return model
 
 
-def split_lines(count: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Lines to train on, and at least one line to hold out."""
-    shuffled = np.random.default_rng([seed, 0]).permutation(count)
-    held_out = min(max(1, round(fraction * count)), count - 1)
-    return np.sort(shuffled[held_out:]), np.sort(shuffled[:held_out])
-
-
-def train(captions: list[list[str]], options: SmallT5):
-    """The trained model, in eval mode; its sentencepiece model; the share of held-out words that it fills in."""
-    from tqdm import tqdm
-
-    kept, held_out = split_lines(len(captions), options.val_fraction, options.seed)
-    pieces = learn_pieces([captions[i] for i in kept], options.vocab_size)
-    tokenizer = tokenizer_of(pieces)
-    words = words_of(captions, tokenizer)
-    texts, others = (Texts([words[i] for i in part], options.mask, len(tokenizer) - 1) for part in (kept, held_out))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        model = small_t5(options.width, options.layers, options.heads, len(tokenizer)).train()
-    optimizer = optimizer_of(model, options.lr)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, options.steps))
-    random = np.random.default_rng([options.seed, 1])
-    with tqdm(range(options.steps), "small T5", unit="step", disable=None) as steps:
-        for step in steps:
-            loss = read(model, texts.draw(options.batch_size, random)).loss
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            if step % 50 == 0:
-                steps.set_postfix(loss=f"{loss.item():.3f}")
-    model.eval()
-    return model, pieces, filled_in(model, others)
-
-
 def optimizer_of(model, lr: float) -> torch.optim.Optimizer:
     """Position biases, of several units, move faster than the other weights, which are small."""
     biases = [weight for name, weight in model.named_parameters() if BIAS in name]
@@ -205,15 +169,12 @@ def optimizer_of(model, lr: float) -> torch.optim.Optimizer:
                              weight_decay=0.01)  # fmt: skip
 
 
-def lr_factor(step: int, steps: int) -> float:
-    """Linear to 1 within a twentieth of the steps, then half a cosine to 0."""
-    rise = max(1, steps // 20)
-    return (step + 1) / rise if step < rise else 0.5 + 0.5 * math.cos(math.pi * (step - rise) / max(1, steps - rise))
-
-
 def read(model, batch: Batch):
-    """transformers' loss and logits [B, T, pieces]."""
-    return model(input_ids=batch.inputs, attention_mask=batch.inputs.ne(PAD), labels=batch.targets)
+    """transformers' loss and logits [B, T, pieces], of a decoder that sees the mean of a text's features alone."""
+    valid = batch.inputs.ne(PAD)
+    features = model.encoder(input_ids=batch.inputs, attention_mask=valid).last_hidden_state  # [B, T, width]
+    mean = (features * valid[..., None]).sum(1, keepdim=True) / valid.sum(1)[:, None, None]
+    return model(encoder_outputs=(mean,), labels=batch.targets)
 
 
 @torch.inference_mode()

@@ -37,8 +37,9 @@ class SmallT5:
     def __post_init__(self) -> None:
         at_least(self, 1, "width", "layers", "heads", "vocab_size", "steps", "batch_size")
         at_least(self, 0, "lr", "seed")
-        for name in ("mask", "val_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: is a share, from 0 to 1")
+        if not 0 <= self.mask <= 1:
+            raise ValueError(f"--mask {self.mask}: is a share, from 0 to 1")
+        if not 0 < self.val_fraction < 1:
+            raise ValueError(f"--val-fraction {self.val_fraction}: must be above 0 and below 1")
         if self.width % self.heads:
             raise ValueError(f"--width {self.width}: must be a multiple of --heads {self.heads}")

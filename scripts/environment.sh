@@ -1,4 +1,4 @@
-# Sourced by quickstart.sh and test.sh: make or reuse .venv with the pinned packages, and step to the project's root.
+# Sourced by the quickstarts and test.sh: make or reuse .venv with the pinned packages, and step to the project's root.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}
@@ -12,3 +12,6 @@ if ! cat requirements.txt pyproject.toml | cmp -s - "$stamp"; then
     cat requirements.txt pyproject.toml > "$stamp"
 fi
 export PATH="$PWD/.venv/bin:$PATH"
+
+began=$SECONDS  # the environment stands
+step() { printf '\n== %s (%d s)\n' "$1" $((SECONDS - began)); }

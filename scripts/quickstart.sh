@@ -4,8 +4,6 @@
 # Pictures, curves and the score are left in quickstart/; a stopped run goes on when it is started again.
 source "$(dirname "$0")/environment.sh"
 out=${1:-quickstart}
-began=$SECONDS
-step() { printf '\n== %s (%d s)\n' "$1" $((SECONDS - began)); }
 
 step "1/5  a tokenizer: 32-px pictures -> 4 x 4 codes out of 256"
 python3 tokenizer/tokenizer_image/vq_train.py --dataset digits --image-size 32 --vq-model VQ-8-tiny \

@@ -190,11 +190,12 @@ def begins_a_stage(checkpoint: str, shape: dict, papers: dict) -> bool:
     data = read_file(checkpoint, "--gpt-ckpt")
     meta = data["meta"] if isinstance(data.get("meta"), dict) else {}
     for part in ("encoder", "tokenizer"):
-        theirs, ours = ((each.get(part) or {}) for each in (meta, papers))
-        if None not in (known := [each.get("checksum") for each in (theirs, ours)]) and known[0] != known[1]:
-            raise ValueError(f"--gpt-ckpt {checkpoint}: was trained with the {part} {theirs['name']} ({known[0]}), the "
-                             f"data are of {ours['name']} ({known[1]}); prepare them with that one, or give --finetune "
-                             "to go over to this one")  # fmt: skip
+        theirs, ours = meta.get(part) or {}, papers.get(part) or {}
+        before, now = theirs.get("checksum"), ours.get("checksum")
+        if before and now and before != now:
+            raise ValueError(f"--gpt-ckpt {checkpoint}: was trained with the {part} {theirs['name']} ({before}), the "
+                             f"data are of {ours['name']} ({now}); prepare them with that one, or give --finetune to "
+                             "go over to this one")  # fmt: skip
     config = meta.get("config", {})
     anew = "optimizer" not in data or config.get("block_size") != shape["block_size"]
     if anew:

@@ -98,6 +98,7 @@ def test_an_empty_prompt_is_the_unconditional_picture(pipeline):
 def test_guidance_leads_away_from_a_negative_prompt(pipeline):
     plain, negative = codes(pipeline, PROMPTS), codes(pipeline, PROMPTS, negative="two dogs, in the snow")
     assert not torch.equal(plain, negative)
+    assert torch.equal(codes(pipeline, PROMPTS, negative=" "), plain), "an empty one is none"
     same = codes(pipeline, PROMPTS[2:3], [2], negative=PROMPTS[2])
     unguided = codes(pipeline, PROMPTS[2:3], [2], sampling=replace(SAMPLING, cfg_scale=1.0))
     assert torch.equal(same, unguided), "away from itself leads nowhere"
@@ -245,6 +246,10 @@ def test_a_stopped_run_goes_on_and_other_settings_are_refused(sampled, files, pr
         other = many(files, prompt_list, tmp_path)
         with pytest.raises(ValueError, match=rf"other settings \({words}\)"):
             sample_many_prompts(replace(other, encoder=replace(other.encoder, **changed)))
+    (tmp_path / NAME / "settings.json").rename(tmp_path / "settings.json")
+    with pytest.raises(ValueError, match="holds pictures of unknown settings"):
+        sample_many_prompts(many(files, prompt_list, tmp_path))
+    (tmp_path / "settings.json").rename(tmp_path / NAME / "settings.json")
     prompt_list = tmp_path / "My.tsv"
     prompt_list.write_text("Prompt\nsomething else\n")
     with pytest.raises(ValueError, match=r"other settings \(.*prompts_sha256"):

@@ -165,7 +165,7 @@ def test_held_out_captions_and_previews(places, tmp_path):
 
 def test_a_sample_that_counts_nothing_weighs_nothing(places):
     lists = CaptionLists(lists_in(places / "lists"))
-    features = StoredFeatures(lists, str(places / "features"), None, 0.0, 0)
+    features = StoredFeatures(lists, str(places / "features"), None, 0.0, 0, 120)
     data = Captioned(lists, features, StoredCodes(lists, str(places / "codes")), pad_left, 0)
     model, context = filled(TEXT_GPT), Context(0, 1, torch.device("cpu"))
     task = CaptionTask(model, "GPT-1M", {}, torch.optim.SGD(model.parameters()), context, encoder=None, tokenizer=None,
@@ -251,6 +251,12 @@ def test_what_does_not_fit_is_named_before_training(changed, error, places, tmp_
     assert not (tmp_path / "run").exists()
 
 
+def test_an_encoder_that_every_step_needs_is_not_moved_away(places, tmp_path):
+    options = asked(places, tmp_path)
+    with pytest.raises(ValueError, match="--t5-offload: training encodes captions at every step"):
+        train_t2i(replace(options, encoder=replace(options.encoder, t5_offload=True)))
+
+
 def test_features_of_two_encoders_are_refused(places, tmp_path):
     wide = TextEncoder.load("tiny", places / "t5")
     wide.model.encoder.final_layer_norm.weight.data += 1
@@ -268,7 +274,9 @@ def test_too_many_faults_end_the_run_and_few_are_passed_over(places, tmp_path, m
     monkeypatch.setattr(faults, "FAIR_SAMPLE", 12)
     with pytest.warns(UserWarning, match="line 7: not JSON"):
         train_t2i(asked(places, tmp_path / "few", data_path=str(lists), steps=3, max_bad=0.5))
-        assert "samples cannot be used (1 bad lines; warnings name them)" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert "samples cannot be used (1 bad lines; warnings name them)" in said
+        assert "1 of 12 samples could not be used: 1 bad lines" in said, "once more, at the end"
         with pytest.raises(ValueError, match=r"1 of the 12 samples seen cannot be used \(1 bad lines\), more than"):
             train_t2i(asked(places, tmp_path / "many", data_path=str(lists), steps=3))
 

@@ -252,6 +252,12 @@ def test_at_the_end_all_processes_count_and_a_run_without_any_sample_fails():
     found.add(8, torch.tensor([1, 0]))
     said = found.conclude(lambda value: [value, (8, [1, 2])])
     assert said == "4 of 16 samples could not be used: 2 bad lines, 2 torn pictures"
+    strict = Faults(["bad lines"], 0.01)
+    strict.add(999, torch.tensor([9]))
+    assert strict.conclude(lambda value: [value]), "too few to judge by"
+    with pytest.raises(ValueError, match=r"18 of the 1998 samples .*\(18 bad lines\), more than --max-bad 0.001"):
+        strict.max_bad = 0.001
+        strict.conclude(lambda value: [value, value])
     found.add(8, torch.tensor([7, 8]))
     with pytest.raises(ValueError, match=r"not one of the 16 samples could be used \(8 bad lines, 8 torn pictures"):
         found.conclude(lambda value: [value])

@@ -9,7 +9,9 @@ import pytest
 import torch
 from support import run_script
 
+from dataset.codes import held_out_rows
 from dataset.coloured_digits import write_pictures
+from language import small_t5_task
 from language.small_t5 import (
     END,
     PAD,
@@ -17,14 +19,14 @@ from language.small_t5 import (
     Texts,
     filled_in,
     learn_pieces,
+    read,
     save,
-    split_lines,
+    small_t5,
     tokenizer_of,
-    train,
     words_of,
 )
 from language.small_t5_options import SmallT5
-from language.small_t5_task import read_captions
+from language.small_t5_task import read_captions, train
 
 TINY = {"width": 32, "layers": 2, "heads": 2, "batch_size": 32}
 
@@ -138,12 +140,17 @@ def test_masked_words_stand_in_the_target(captions, pieces, alone):
     assert 0.2 < masked / words < (0.45 if alone else 0.8)
 
 
-def test_held_out_lines_are_not_trained_on():
-    kept, held_out = split_lines(100, 0.05, 3)
-    assert len(held_out) == 5 and sorted([*kept, *held_out]) == list(range(100))
-    assert [len(part) for part in split_lines(2, 0.0, 0)] == [1, 1] and [
-        len(part) for part in split_lines(2, 1.0, 0)
-    ] == [1, 1]
+def test_held_out_lines_are_not_trained_on(lists, monkeypatch):
+    """Not even for the vocabulary: each line here has a word of its own."""
+    own = [[f"{word} red"] for word in ("qqq", "vvv", "zzz", "xxx", "jjj", "kkk", "www", "yyy")]
+    seen = []
+    monkeypatch.setattr(small_t5_task, "learn_pieces", lambda texts, n: seen.extend(texts) or learn_pieces(own, n))
+    drawn = []
+    draw = Texts.draw
+    monkeypatch.setattr(Texts, "draw", lambda self, *more: drawn.append(len(self.lines)) or draw(self, *more))
+    train(own, SmallT5(str(lists), "out", steps=1, val_fraction=0.3, **TINY))
+    kept, held_out = held_out_rows(np.arange(8), 0.3, 0)
+    assert seen == [own[i] for i in kept] and set(drawn) == {len(kept), len(held_out)} and len(held_out) > 0
 
 
 def test_training_is_a_function_of_the_seed(captions, lists):
@@ -176,6 +183,17 @@ def test_a_saved_encoder_is_the_trained_one_and_fills_in_more_words(captions, li
     assert encoder.config.d_model == TINY["width"]
 
 
+def test_the_decoder_sees_the_mean_of_a_text_s_features_and_nothing_of_its_padding(captions, pieces):
+    texts = texts_of(captions, pieces)
+    batch = texts.draw(4, np.random.default_rng(0))
+    model = small_t5(32, 2, 2, len(tokenizer_of(pieces))).eval()
+    said = read(model, batch).logits
+    for inputs, targets, logits in zip(batch.inputs, batch.targets, said):
+        alone = model.encoder(input_ids=inputs[inputs != PAD][None]).last_hidden_state
+        tokens = model(encoder_outputs=(alone.mean(1, keepdim=True),), labels=targets[None]).logits[0]
+        torch.testing.assert_close(logits, tokens, atol=1e-5, rtol=1e-4)
+
+
 def test_words_are_counted_once_and_wrong_where_a_piece_is(captions, pieces):
     texts = texts_of(captions, pieces)
 
@@ -185,7 +203,10 @@ def test_words_are_counted_once_and_wrong_where_a_piece_is(captions, pieces):
         def __init__(self, spoiled: int):
             self.spoiled = spoiled
 
-        def __call__(self, input_ids, attention_mask, labels):
+        def encoder(self, input_ids, attention_mask):
+            return type("Encoded", (), {"last_hidden_state": torch.zeros(*input_ids.shape, 1)})
+
+        def __call__(self, encoder_outputs, labels):
             said = labels.clamp(min=0).clone()
             for row, target in zip(said, labels):
                 places = torch.nonzero((target > END) & (target < texts.sentinel - SENTINELS + 1)).flatten()
@@ -216,6 +237,7 @@ def test_the_command_makes_a_folder_once(lists, tmp_path):
 @pytest.mark.parametrize(("flags", "error"), [
     ({"width": 30, "heads": 4}, "--width 30: must be a multiple of --heads 4"),
     ({"mask": 1.5}, "--mask 1.5: is a share"), ({"steps": 0}, "--steps 0: must be at least 1"),
+    ({"val_fraction": 0.0}, "--val-fraction 0.0: must be above 0 and below 1"),
 ])  # fmt: skip
 def test_flags_are_checked(flags, error):
     with pytest.raises(ValueError, match=error):

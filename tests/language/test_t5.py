@@ -120,10 +120,9 @@ def test_precision_and_checksum(encoder, folder):
     assert third.encode(["cat"])[0].dtype == torch.float16 and third.checksum is None
 
 
-@pytest.mark.parametrize("words", [260, 400])
-def test_a_checksum_is_of_a_model_of_any_size(words, tmp_path):
+def test_a_checksum_is_of_a_model_of_any_size(tmp_path):
     """Of large matrices some values are taken, in steps."""
-    folder = write_t5(tmp_path, [*SENTENCES, *(f"{i} {i * i} {chr(97 + i % 26)}" for i in range(400))], 64, words=words)
+    folder = write_t5(tmp_path, [*SENTENCES, *(f"{i} {i * i} {chr(97 + i % 26)}" for i in range(400))], 64, words=400)
     encoder = TextEncoder.load(str(folder))
     assert max(weight.numel() for weight in encoder.model.parameters()) > 3 * 4096
     assert encoder.checksum == TextEncoder.load(str(folder), dtype=torch.bfloat16).checksum
