@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dataset.captions import line_starts, read_line
-from dataset.images import read_rgb
+from dataset.captions import BadLine, line_starts, read_line
+from dataset.images import TooSmall, read_rgb
 
 
 @dataclass(frozen=True)
@@ -50,23 +50,20 @@ class CaptionLists:
         return Line(self.files[file], number)
 
     def entry(self, row: int) -> dict:
-        """The line's object; ValueError, naming the line, where it is none with an image_path."""
+        """The line's object; BadLine, naming the line, where it is none with an image_path."""
         file, number = self.place(row)
         try:
             entry = read_line(self.files[file], self.starts[file], number)
-        except ValueError as error:
-            raise ValueError(f"{self.line(row)}: {error}") from error
+        except BadLine as error:
+            raise BadLine(error.cause, f"{self.line(row)}: {error}") from error
         if not isinstance(entry, dict) or not isinstance(entry.get("image_path"), str):
-            raise ValueError(f'{self.line(row)}: expected an object such as {{"image_path": "a.jpg", "text": ["..."]}}')
+            raise BadLine("no picture", f"{self.line(row)}: expected an object such as "
+                                        '{"image_path": "a.jpg", "text": ["..."]}')  # fmt: skip
         return entry
 
     def picture_path(self, row: int, entry: dict) -> str:
         """Relative to the folder of its list."""
         return str(self.files[self.place(row)[0]].parent / entry["image_path"])
-
-
-class TooSmall(ValueError):
-    """A picture that would have to be enlarged."""
 
 
 @dataclass

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dataset.augmentation import center_crop_arr
-from dataset.caption_lists import CaptionLists, ListedPictures, TooSmall
-from dataset.captions import caption_of, stem_of
+from dataset.caption_lists import CaptionLists, ListedPictures
+from dataset.captions import caption_of, check_source, stem_of
 from dataset.feature_store import AnyFeatures, FeatureStore, open_features
-from dataset.images import TRIES
+from dataset.images import TRIES, TooSmall
 from dataset.list_codes import StoredListCodes, open_list_codes
 from dataset.order import DROP_CONDITION, SHORT_CAPTION, draw
 
@@ -69,12 +69,14 @@ class StoredFeatures:
         if short is not None:
             self.short = [open_features(short, stem_of(file), "--short-t5-feat-path") for file in lists.files]
         stores = [*self.stores, *(self.short or ())]
+        for file, starts, store in zip(lists.files * 2, lists.starts * 2, stores):
+            check_source(store.source, file, starts, store.flag, store.folder, "extract the features anew")
         papers = [encoder_of(store) for store in stores]
         self.packed = all(isinstance(store, FeatureStore) for store in stores)
         self.width = stores[0].width
         self.encoder = next(filter(None, papers), None)  # None: published features, of whatever encoder
         for store, known in zip(stores, papers):
-            if store.width != self.width or known not in (None, self.encoder):
+            if store.width != self.width or not same_encoder(known, self.encoder):
                 raise ValueError(f"{store.flag} {store.folder}: holds features of another encoder ({store.width} wide, "
                                  f"{known}) than {stores[0].folder} ({self.width} wide, {self.encoder}); extract them "
                                  "with one")  # fmt: skip
@@ -104,6 +106,11 @@ def encoder_of(store: AnyFeatures) -> dict | None:
         return None
     return {**store.encoder, "width": store.width, "max_length": store.meta["max_length"],
             "cleaned": store.meta["cleaning"]}  # fmt: skip
+
+
+def same_encoder(one: dict | None, other: dict | None) -> bool:
+    """Whether what is known of two encoders agrees."""
+    return not (one and other) or all(None in (one[key], other[key]) or one[key] == other[key] for key in one)
 
 
 class Tokens:
@@ -157,6 +164,8 @@ class StoredCodes:
         self.folders = [Path(folder) / stem_of(file) for file in lists.files]
         self.stores = [open_list_codes(each) for each in self.folders]
         self.packed = all(isinstance(store, StoredListCodes) for store in self.stores)
+        for file, starts, store, place in zip(lists.files, lists.starts, self.stores, self.folders):
+            check_source(store.source, file, starts, "--code-path", place, "extract the codes anew")
         for name in ("grid", "image_size", "vocab_size", "tokenizer"):
             first, *others = (getattr(store, name) for store in self.stores)
             if differ := [folder for folder, other in zip(self.folders[1:], others) if other != first]:

@@ -5,6 +5,7 @@
 `text` may be one caption, too, and --caption-key may name another entry of the line.
 """
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -16,7 +17,7 @@ PART = 2**24  # bytes that are searched for line ends at once
 
 
 class BadLine(ValueError):
-    """A line without a caption, by cause ("not JSON", "no caption")."""
+    """A line that cannot be used, by cause ("not JSON", "no caption", "no picture")."""
 
     def __init__(self, cause: str, message: str):
         super().__init__(message)
@@ -24,13 +25,14 @@ class BadLine(ValueError):
 
 
 def caption_of(entry: object, key: str = "blip", trunc: bool = False) -> str:
-    """The caption of a line's object: `text`, or the published key's of the list there; else the entry `key`.
+    """The caption of a line's object: `text`, or the published key's of the list there; else, or without a `text`, the
+    entry `key`.
 
     `trunc`: what stands before the first full stop.
     """
     if not isinstance(entry, dict):
         raise BadLine("no caption", f'expected an object such as {{"text": "a red cube"}}, found {_short(entry)}')
-    name = "text" if key in CAPTION_KEYS else key
+    name = "text" if key in CAPTION_KEYS and ("text" in entry or key not in entry) else key
     if name not in entry:
         raise BadLine("no caption", f"no '{name}' in it, but {', '.join(entry) or 'nothing'}; name the captions' by "
                                     "--caption-key")  # fmt: skip
@@ -88,6 +90,22 @@ def line_starts(file: Path) -> np.ndarray:
     return found if found[-1] == at else np.append(found, at)  # the last line may lack its end
 
 
+def list_source(file: Path, starts: np.ndarray) -> dict:
+    """What a store says of the list that it was made of; a hash of the lines' lengths tells if it was edited since."""
+    lengths = hashlib.sha256(starts.astype("<i8").tobytes()).hexdigest()[:16]
+    return {"list": file.name, "lines": len(starts) - 1, "lengths": lengths}
+
+
+def check_source(stored: dict | None, file: Path, starts: np.ndarray, flag: str, folder: Path, remake: str) -> None:
+    """ValueError where a store's items are by the lines of another list than this one, or of what it was before."""
+    now = list_source(file, starts)
+    differ = [name for name in ("lines", "lengths") if (stored or {}).get(name) not in (None, now[name])]
+    if differ:
+        raise ValueError(f"{flag} {folder}: was made of a list of {stored['lines']} lines, and not of {file} as it is "
+                         f"now ({now['lines']} lines): items would meet other lines. Give the list as it was, or "
+                         f"{remake}")  # fmt: skip
+
+
 def read_line(file: Path, starts: np.ndarray, number: int) -> object:
     """What the JSON of a line holds; BadLine where it is none."""
     begin, end = starts[number : number + 2].tolist()
@@ -96,7 +114,7 @@ def read_line(file: Path, starts: np.ndarray, number: int) -> object:
         text = data.read(end - begin)
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter of a thousand brackets
         raise BadLine("not JSON", f"not JSON ({error})") from error
 
 

@@ -48,7 +48,8 @@ class CodeStoreWriter(StoreWriter):
     def write_shard(
         self, shard: int, codes: np.ndarray, labels: np.ndarray, rows: np.ndarray, skipped: list[dict] | None = None
     ) -> None:
-        """codes [pictures, K, N]; labels, rows [pictures], rows rising; skipped: {"row", "path", "reason"} each."""
+        """codes [pictures, K, N]; labels, rows [pictures], rows rising; skipped: {"row", "path", "reason", "cause"}
+        each."""
         assert codes.shape == (len(rows), *self.shape) and len(labels) == len(rows), "codes, labels, rows do not match"
         outside = _outside(codes, self.settings["vocab_size"])
         if outside is not None:

@@ -1,5 +1,6 @@
 """Samples that could not be used: counted by cause, said once, and too many of them end the run."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
@@ -16,19 +17,22 @@ class Faults:
         """causes: in words, in the plural, such as "unreadable pictures"."""
         self.causes, self.max_bad = tuple(causes), max_bad
         self.seen, self.counts = 0, torch.zeros(len(self.causes), dtype=torch.int64)
+        self.empty = torch.zeros((), dtype=torch.int64)
         self.said: set[str] = set()
         self.bad_said = 0
 
-    def add(self, samples: int, counts: Tensor) -> None:
-        """samples: how many were asked for; counts int64 [causes]: those that others took the places of."""
+    def add(self, samples: int, counts: Tensor, empty: Tensor | int = 0) -> None:
+        """samples: how many were asked for; counts int64 [causes]: those that others took the places of; empty: how
+        many of them were left without one, and count nothing."""
         self.seen, self.counts = self.seen + samples, self.counts.to(counts.device) + counts
+        self.empty = self.empty + empty
 
     def check(self, step: int) -> str | None:
         """What is to be said when a cause occurs for the first time, or there are ten times as many as when it was said
         last; ValueError when there are too many."""
         if self.counts.is_cuda and step % EVERY:
             return None  # to ask is to wait for the device
-        by_cause, bad, listing = listed(self.causes, self.counts.tolist())
+        by_cause, bad, listing = listed(self.causes, self.counts.tolist(), int(self.empty))
         if self.seen >= FAIR_SAMPLE and bad > self.max_bad * self.seen:
             raise ValueError(f"{bad} of the {self.seen} samples seen cannot be used ({listing}), more than --max-bad "
                              f"{self.max_bad} allows; mend them (warnings name them) and go on with --resume, or allow "
@@ -42,11 +46,13 @@ class Faults:
     def conclude(self, gather: Callable[[object], list]) -> str | None:
         """What is to be said of all processes at the end; ValueError where too many or all could not be used.
 
-        gather: a value of each process -> all of them.
+        gather: a value of each process -> all of them, on one process; nothing elsewhere.
         """
-        found = gather((self.seen, self.counts.tolist()))
-        seen, counts = sum(seen for seen, _ in found), [sum(each) for each in zip(*(counts for _, counts in found))]
-        _, bad, listing = listed(self.causes, counts)
+        found = gather((self.seen, int(self.empty), *self.counts.tolist()))
+        if not found:
+            return None  # not the process that says it
+        seen, empty, *counts = (sum(each) for each in zip(*found))
+        _, bad, listing = listed(self.causes, counts, empty)
         if seen >= FAIR_SAMPLE and bad > self.max_bad * seen:
             raise ValueError(f"{bad} of the {seen} samples of all processes could not be used ({listing}), more than "
                              f"--max-bad {self.max_bad} allows; everything is saved")  # fmt: skip
@@ -56,7 +62,25 @@ class Faults:
         return f"{bad} of {seen} samples could not be used: {listing}" if bad else None
 
 
-def listed(causes: Sequence[str], counts: list[int]) -> tuple[dict[str, int], int, str]:
+def refuse_skipped(skipped: Sequence[dict], rows: int, max_bad: float, what: str) -> None:
+    """ValueError where an extraction had to skip more of its rows than it may; that may be known before its end.
+
+    skipped: {"row", "path", "reason", "cause"} each; `what` they are, in the plural.
+    """
+    if len(skipped) > max_bad * rows:
+        listing = "\n".join(f"  {bad['path']}, row {bad['row']}: {bad['reason']}" for bad in skipped[:10])
+        raise ValueError(f"{len(skipped)} of {rows} {what} cannot be used ({by_cause(skipped)}), more than --max-bad "
+                         f"{max_bad} allows:\n{listing}\nmend them and extract into another folder, or run the same "
+                         "command with a larger --max-bad, which goes on from what is there")  # fmt: skip
+
+
+def by_cause(skipped: Sequence[dict]) -> str:
+    return ", ".join(f"{count} {cause}" for cause, count in Counter(bad["cause"] for bad in skipped).items())
+
+
+def listed(causes: Sequence[str], counts: list[int], empty: int) -> tuple[dict[str, int], int, str]:
     """What occurred, how often, in all, and in words."""
     by_cause = {cause: count for cause, count in zip(causes, counts) if count}
-    return by_cause, sum(by_cause.values()), ", ".join(f"{count} {cause}" for cause, count in by_cause.items())
+    words = [f"{count} {cause}" for cause, count in by_cause.items()]
+    words += [f"{empty} of them among so many others that nothing took their places"] * bool(empty)
+    return by_cause, sum(by_cause.values()), ", ".join(words)

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dataset.files import first_read
 from dataset.store import Kind, Store, StoreWriter, open_array
 
 SHARD_SIZE = 2000
@@ -51,7 +52,8 @@ class FeatureStoreWriter(StoreWriter):
     def write_shard(
         self, shard: int, features: Tensor, lengths: np.ndarray, rows: np.ndarray, skipped: list[dict] | None = None
     ) -> None:
-        """features [all tokens, D]; lengths, rows [captions], rows rising; skipped: {"row", "path", "reason"} each."""
+        """features [all tokens, D]; lengths, rows [captions], rows rising; skipped: {"row", "path", "reason", "cause"}
+        each."""
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         assert features.shape == (offsets[-1], self.width) and len(lengths) == len(rows), "tokens do not match"
         packed = features.cpu().to(self.dtype)
@@ -91,6 +93,7 @@ class FeatureStore(Store):
         self.width: int = meta["width"]
         self.dtype: torch.dtype = DTYPES[meta["dtype"]]
         self.encoder: dict | None = meta["encoder"]
+        self.source: dict | None = meta["source"]
         return meta
 
     def shard_shape(self, shard: dict) -> tuple[tuple[int, ...], np.dtype]:
@@ -125,17 +128,17 @@ class PublishedFeatures:
     To count the captions or their tokens means to list the folder, or to open every file.
     """
 
-    encoder = None
+    encoder = source = None
     dtype = torch.float32
 
     def __init__(self, folder: str | Path, flag: str = "--t5-feat-path"):
         self.folder, self.flag = Path(folder), flag
         if not self.folder.is_dir():
             raise ValueError(f"{flag} {folder}: there is no such folder")
-        first = next(_numbered(self.folder), None)
+        first = first_read(self._open, _numbered(self.folder))
         if first is None:
             raise ValueError(f"{flag} {folder}: no caption features in it: neither a feature store nor LINE.npy files")
-        self.width: int = self._open(first).shape[-1]
+        self.width: int = first.shape[-1]
 
     @cached_property
     def rows(self) -> np.ndarray:
@@ -159,7 +162,11 @@ class PublishedFeatures:
         if array.shape[-1] != self.width:
             raise ValueError(f"{self.folder / f'{row}.npy'}: features of width {array.shape[-1]}, others of the folder "
                              f"are of {self.width}; extract them with one encoder")  # fmt: skip
-        return torch.from_numpy(np.array(array[0], np.float32))
+        found = torch.from_numpy(np.array(array[0], np.float32))
+        if not found.isfinite().all():
+            raise ValueError(f"{self.folder / f'{row}.npy'}: holds features that are not finite; delete it to leave it "
+                             "out")  # fmt: skip
+        return found
 
     def _open(self, row: int) -> np.ndarray:
         """[1, n, D], mapped."""
@@ -206,7 +213,7 @@ def convert_features(
     """A folder of the published layout -> a feature store in `out`; what its meta.json says. Run again, it continues.
 
     `settings`: dtype, and whatever is known of the features; `lines` of their list (else up to the last file).
-    `progress` wraps the list of shards to do, as tqdm does. Lines without a file are skipped.
+    `progress` wraps the list of shards to do, as tqdm does. Lines without a file that can be read are skipped.
     """
     features = PublishedFeatures(published, "--published")
     if lines is None:
@@ -218,12 +225,16 @@ def convert_features(
     writer = FeatureStoreWriter(out, settings, lines, shard_size, flag)
     for shard in progress(writer.missing_shards()):
         rows = writer.shard_rows(shard)
-        held = features.rows[np.searchsorted(features.rows, rows.start) : np.searchsorted(features.rows, rows.stop)]
-        found = [features.features(row) for row in held.tolist()]
-        skipped = [{"row": row, "path": str(features.folder / f"{row}.npy"), "reason": "there is no such file"}
-                   for row in sorted(set(rows) - set(held.tolist()))]  # fmt: skip
-        writer.write_shard(shard, torch.cat([torch.empty(0, writer.width), *found]),
-                           np.array([len(each) for each in found], np.int64), held, skipped)  # fmt: skip
+        found, skipped = {}, []
+        for row in rows:
+            path = features.folder / f"{row}.npy"
+            try:
+                found[row] = features.features(row)
+            except ValueError as error:
+                reason, cause = (str(error), "unreadable") if path.exists() else ("there is no such file", "missing")
+                skipped.append({"row": row, "path": str(path), "reason": reason, "cause": cause})
+        packed = torch.cat([torch.empty(0, writer.width), *found.values()])
+        writer.write_shard(shard, packed, np.array(list(map(len, found.values())), np.int64), list(found), skipped)
     return writer.finish()
 
 

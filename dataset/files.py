@@ -3,9 +3,13 @@
 import json
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
+
+FEW = 16
+Item, Read = TypeVar("Item"), TypeVar("Read")
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> None:
@@ -27,6 +31,23 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> None:
         raise
 
 
+def first_read(read: Callable[[Item], Read], items: Iterable[Item]) -> Read | None:
+    """What the first of a few files says that can be read: a torn one is no reason not to begin. None: no files."""
+    failed = None
+    for item in islice(items, FEW):
+        try:
+            return read(item)
+        except ValueError as error:
+            failed = error
+    if failed is not None:
+        raise failed
+    return None
+
+
 def write_json(path: Path, value) -> None:
-    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-    write_atomic(path, lambda file: file.write(text.encode()))
+    write_atomic(path, lambda file: file.write((json_of(value, indent=1) + "\n").encode()))
+
+
+def json_of(value, indent: int | None = None) -> str:
+    """JSON in UTF-8's letters; half a surrogate pair, which JSON may hold and UTF-8 cannot, stays an escape."""
+    return json.dumps(value, indent=indent, ensure_ascii=False).encode(errors="backslashreplace").decode()

@@ -164,11 +164,18 @@ def name_of(source: ImageSource, row: int) -> str:
     return source.path(row) or f"picture {row}"
 
 
+class TooSmall(ValueError):
+    """A picture that would have to be enlarged."""
+
+    cause = "too small"
+
+
 @dataclass
 class Unreadable:
     row: int
     path: str | None
     reason: str
+    cause: str = "unreadable"
 
 
 class Crops(Dataset):
@@ -197,7 +204,7 @@ class Crops(Dataset):
         try:
             crops = self._crops(self.source.open(row))
         except ValueError as error:
-            return Unreadable(row, self.source.path(row), str(error))
+            return Unreadable(row, self.source.path(row), str(error), getattr(error, "cause", "unreadable"))
         return np.stack(crops), self.source.label(row), row
 
     def _crops(self, picture: Image.Image) -> list[Image.Image]:

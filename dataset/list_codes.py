@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset.code_store import CodeStore
+from dataset.files import first_read
 from dataset.published_codes import read_codes
 
 
@@ -15,6 +16,7 @@ class StoredListCodes:
         self.store = CodeStore(folder)
         self.grid, self.image_size = self.store.grid, self.store.image_size
         self.vocab_size, self.tokenizer = self.store.vocab_size, self.store.tokenizer
+        self.source: dict | None = self.store.meta["source"]
 
     def codes_of(self, line: int) -> np.ndarray | None:
         """Integers [N] of the first crop; None: there are none."""
@@ -28,11 +30,11 @@ class StoredListCodes:
 class PublishedListCodes:
     """{folder}/{line}.npy, integers [1, N]; what they are of is not written anywhere."""
 
-    image_size = vocab_size = tokenizer = None
+    image_size = vocab_size = tokenizer = source = None
 
     def __init__(self, folder: Path):
         self.folder = folder
-        codes = read_codes(next(folder.glob("*.npy"))).shape[-1]
+        codes = first_read(read_codes, folder.glob("*.npy")).shape[-1]
         side = int(codes**0.5)
         if side * side != codes:
             raise ValueError(f"{folder}: {codes} codes are not a square grid")

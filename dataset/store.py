@@ -4,7 +4,7 @@
     extraction.json            the settings of the extraction; it can only be continued with the same ones
     shard-00000.{part}.npy     arrays; the store's main part is written last: where it stands, the shard is whole
     shard-00000.rows.npy       int64: each item's row in the source list
-    shard-00000.skipped.json   the rows that could not be read: [{"row", "path", "reason"}, ...]
+    shard-00000.skipped.json   the rows that could not be used: [{"row", "path", "reason", "cause"}, ...]
     skipped.jsonl              all of them, one a line
 
 Which rows a shard holds depends on their number and the shard size alone, so the folder is the same whichever ranks
@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dataset.files import write_atomic, write_json
+from dataset.files import json_of, write_atomic, write_json
 
 _numbers = count()  # of the stores that this process opens: a folder that is written anew is another store
 MAPPED = 256  # shards held open, of all stores: each is an open file, of which a process often may have but 1,024
@@ -99,8 +99,8 @@ class StoreWriter:
         return [shard for shard in range(self.shards) if not self.path(shard, f"{self.kind.part}.npy").exists()]
 
     def _write(self, shard: int, rows: np.ndarray, skipped: list[dict] | None, **parts: np.ndarray) -> None:
-        """rows [items], rising, and skipped, {"row", "path", "reason"} each, must be the shard's; the main part comes
-        last among the others."""
+        """rows [items], rising, and skipped, {"row", "path", "reason", "cause"} each, must be the shard's; the main
+        part comes last among the others."""
         assert list(parts)[-1] == self.kind.part
         skipped = sorted(skipped or [], key=lambda bad: bad["row"])
         rows = np.asarray(rows, np.int64)
@@ -126,8 +126,11 @@ class StoreWriter:
         """What meta.json says of all the shards together, beside the count."""
         return {}
 
-    def finish(self) -> dict:
-        """Once all ranks are done, on one of them: write the report and meta.json. Returns what meta.json says."""
+    def finish(self, empty: bool = False) -> dict:
+        """Once all ranks are done, on one of them: write the report and meta.json. Returns what meta.json says.
+
+        empty: nothing but skipped rows will do, as where it is one store of many.
+        """
         if missing := self.missing_shards():
             raise ValueError(f"{self.flag} {self.folder}: {len(missing)} shards are missing, the first: {missing[0]}; "
                              "run the extraction again with the same flags, it continues")  # fmt: skip
@@ -136,10 +139,10 @@ class StoreWriter:
         shards = [self.describe(shard) for shard in range(self.shards)]
         skipped = self.skipped()
         items = sum(shard[self.kind.items] for shard in shards)
-        if not items:
+        if not items and not empty:
             raise ValueError(f"{self.flag} {self.folder}: none of the {self.rows_total} {self.kind.items} could be "
                              f"read; the first: {skipped[0]['reason'] if skipped else 'there are none'}")  # fmt: skip
-        report = "".join(json.dumps(bad, ensure_ascii=False) + "\n" for bad in skipped)
+        report = "".join(json_of(bad) + "\n" for bad in skipped)
         write_atomic(self.folder / "skipped.jsonl", lambda file: file.write(report.encode()))
         meta = {"format": self.kind.format, "count": items, **self.totals(shards), **self.settings,
                 "skipped": len(skipped), "shards": shards}  # fmt: skip

@@ -10,7 +10,8 @@ FORMATS = (".csv", ".tsv", ".jsonl", ".txt")
 
 
 def read_prompts(path: str | Path, flag: str = "") -> list[str]:
-    """The prompts of a file, in its order, without the white space around them; blank lines are passed over.
+    """The prompts of a file, in its order, without the white space around them; blank lines are passed over, an empty
+    cell is an empty prompt.
 
     `flag`: who named the file, to be blamed for what cannot be read.
 
@@ -31,11 +32,7 @@ def _read_prompts(path: Path) -> list[str]:
         prompts = [line.strip() for line in lines if line.strip()]
     else:
         found = _of_objects if path.suffix.lower() == ".jsonl" else _of_table
-        prompts = []
-        for number, prompt in found(path, lines):
-            if not prompt.strip():
-                raise ValueError(f"{path}, line {number}: has no prompt; fill it in or remove the line")
-            prompts.append(prompt.strip())
+        prompts = [prompt.strip() for prompt in found(path, lines)]
     if not prompts:
         raise ValueError(f"{path}: no prompts in it")
     return prompts
@@ -64,8 +61,8 @@ def _column(names: list[str], where: str) -> int:
                      f"{', '.join(names) or 'none'}")  # fmt: skip
 
 
-def _of_table(path: Path, lines: list[str]) -> Iterator[tuple[int, str]]:
-    """Line and prompt of each row below the header."""
+def _of_table(path: Path, lines: list[str]) -> Iterator[str]:
+    """The prompt of each row below the header."""
     header = next((line for line in lines if line.strip()), "")
     by_comma = "\t" not in header and ("," in header or _is_one_column(path, lines))
     # One column alone is read by the tab as well: in it, a comma ends nothing.
@@ -81,7 +78,7 @@ def _of_table(path: Path, lines: list[str]) -> Iterator[tuple[int, str]]:
             raise ValueError(f"{where}: has {len(row)} columns, the header {len(names)} ({', '.join(names)}); a prompt "
                              "that holds the delimiter stands in double quotes")  # fmt: skip
         else:
-            yield number, " ".join(row[column].split("\n"))
+            yield " ".join(row[column].split("\n"))
 
 
 def _is_one_column(path: Path, lines: list[str]) -> bool:
@@ -113,8 +110,8 @@ def _rows_by_comma(path: Path, lines: list[str]) -> Iterator[tuple[int, list[str
                          "in quotes itself, and those within are doubled") from error  # fmt: skip
 
 
-def _of_objects(path: Path, lines: list[str]) -> Iterator[tuple[int, str]]:
-    """Line and prompt of each JSON object."""
+def _of_objects(path: Path, lines: list[str]) -> Iterator[str]:
+    """The prompt of each JSON object."""
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -128,4 +125,4 @@ def _of_objects(path: Path, lines: list[str]) -> Iterator[tuple[int, str]]:
         prompt = list(entry.values())[_column(list(entry), where)]
         if not isinstance(prompt, str):
             raise ValueError(f"{where}: its prompt is {json.dumps(prompt)[:60]}, expected text")
-        yield number, prompt
+        yield prompt

@@ -60,7 +60,7 @@ class Task(Protocol):
 
 
 class Run:
-    """The folders of one run."""
+    """The folders of one run. `begun`: it has checkpoints, from the newest of which --resume goes on."""
 
     def __init__(self, options: RunOptions, model: str, context: Context):
         self.options = options
@@ -74,7 +74,8 @@ class Run:
         if options.run_name and not options.resume and any(store.steps() for store in self.stores):
             raise ValueError(f"--run-name {self.name}: that run has checkpoints; add --resume to go on, "
                              "or take another name")  # fmt: skip
-        context.barrier()
+        # One rank looks: without a shared folder, the others have no checkpoints.
+        self.begun = context.on_main(lambda: options.resume and any(store.steps() for store in self.stores))
 
     def _name(self, model: str) -> str:
         if self.options.run_name:

@@ -3,10 +3,8 @@
 The shards of all lists are dealt out to the ranks, so the stores do not depend on how many there are.
 """
 
-import hashlib
 import shutil
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +14,8 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from dataset.build import batch_loader
-from dataset.captions import BadLine, caption_of, line_starts, lists_in, read_line, stem_of
+from dataset.captions import BadLine, caption_of, line_starts, list_source, lists_in, read_line, stem_of
+from dataset.faults import by_cause, refuse_skipped
 from dataset.feature_store import FeatureStoreWriter, convert_features, is_store
 from engine.distributed import leave, pick_precision, setup
 from language.clean import clean_caption
@@ -66,11 +65,6 @@ class Lines(Dataset):
             place = int(np.searchsorted(ends, number, side="right"))
             yield place, number - int(ends[place]) + self.counts[place]
 
-    def fingerprint(self, place: int) -> str:
-        """A short hash of where a list's lines begin: an edited list is noticed without hashing all of it."""
-        return hashlib.sha256(self.starts[place].tobytes()).hexdigest()[:16]
-
-
 def extract_features(options: ExtractFeatures) -> None:
     """Write the shards that are missing, then each store's meta.json; an error if too many lines have no caption."""
     captions, encoding, output = options.captions, options.encoding, options.output
@@ -86,8 +80,8 @@ def extract_features(options: ExtractFeatures) -> None:
             "encoder": {"name": encoder.name, "checksum": encoder.checksum},
             "max_length": encoder.tokenize.max_length, "precision": str(dtype).removeprefix("torch."),
             "caption_key": captions.caption_key, "trunc_caption": captions.trunc_caption,
-            "source": {"list": file.name, "lines": count, "lengths": lines.fingerprint(place)},
-        }, count, output.shard_size) for place, (file, count) in enumerate(zip(files, lines.counts))]  # fmt: skip
+            "source": list_source(file, starts),
+        }, len(starts) - 1, output.shard_size) for file, starts in zip(files, lines.starts)]  # fmt: skip
 
     def start() -> list[tuple[int, int]]:
         announce(lines, encoder, output.t5_path)
@@ -107,9 +101,11 @@ def extract_features(options: ExtractFeatures) -> None:
     loaded = iter(batch_loader(lines, keys, captions.num_workers))
     total = sum(len(stores[place].shard_rows(shard)) for place, shard in mine)
     with tqdm(total=total, unit="caption", disable=None if context.is_main else True) as bar:
+        skipped: list[dict] = []
         for place, shard in mine:
             found = [next(loaded) for _ in chunks(place, shard)]
-            write_shard(stores[place], shard, found, encoder, encoding.batch_size, bar)
+            skipped += write_shard(stores[place], shard, found, encoder, encoding.batch_size, bar)
+            refuse_skipped(skipped, len(lines), encoding.max_bad, "lines")  # there may be days to go
     context.barrier()
     cut = sum(context.gather(encoder.tokenize.cut))
     context.on_main(lambda: finish(stores, encoding.max_bad, cut, encoder.tokenize.max_length))
@@ -136,7 +132,8 @@ def announce(lines: Lines, encoder: TextEncoder, out: str) -> None:
 
 
 def write_shard(writer: FeatureStoreWriter, shard: int, chunks: list[list[tuple[int, str | dict]]],
-                encoder: TextEncoder, batch_size: int, bar: tqdm) -> None:  # fmt: skip
+                encoder: TextEncoder, batch_size: int, bar: tqdm) -> list[dict]:  # fmt: skip
+    """Returns what is skipped of it."""
     features, rows, skipped = [torch.empty(0, writer.width, dtype=encoder.model.dtype)], [], []
     lengths: list[int] = []
     for chunk in chunks:
@@ -148,23 +145,19 @@ def write_shard(writer: FeatureStoreWriter, shard: int, chunks: list[list[tuple[
         features += found
         bar.update(len(chunk))
     writer.write_shard(shard, torch.cat(features), np.array(lengths, np.int64), np.array(rows, np.int64), skipped)
+    return skipped
 
 
 def finish(stores: list[FeatureStoreWriter], max_bad: float, cut: int, max_length: int) -> None:
     """Count the lines without a caption, then complete the stores."""
     skipped = [bad for store in stores for bad in store.skipped()]
     lines = sum(store.rows_total for store in stores)
-    causes = ", ".join(f"{count} {cause}" for cause, count in Counter(bad["cause"] for bad in skipped).items())
-    if len(skipped) > max_bad * lines:
-        listing = "\n".join(f"  {bad['path']}, line {bad['row']} from 0: {bad['reason']}" for bad in skipped[:10])
-        raise ValueError(f"{len(skipped)} of {lines} lines have no caption ({causes}), more than --max-bad {max_bad} "
-                         f"allows:\n{listing}\nmend them and extract into another folder, or run the same command with "
-                         "a larger --max-bad, which goes on from what is there")  # fmt: skip
-    done = [store.finish() for store in stores]
+    refuse_skipped(skipped, lines, max_bad, "lines")
+    done = [store.finish(empty=len(skipped) < lines) for store in stores]
     if cut:
         print(f"{cut} captions had more than {max_length} tokens and were cut")
     if skipped:
-        print(f"{len(skipped)} lines without a caption were skipped ({causes}): skipped.jsonl of each folder")
+        print(f"{len(skipped)} lines were skipped ({by_cause(skipped)}): skipped.jsonl of each folder")
     print(f"{sum(meta['count'] for meta in done)} captions, {sum(meta['tokens'] for meta in done)} tokens, "
           f"{_room(sum(meta['bytes'] for meta in done))} -> {stores[0].folder.parent}")  # fmt: skip
 
@@ -184,10 +177,10 @@ def convert(options: ConvertFeatures) -> None:
         if lists and file is None:
             raise ValueError(f"--data-path {source.data_path}: holds no list {folder.name}.jsonl, but there are "
                              f"features of it in {source.published}")  # fmt: skip
-        count = None if file is None else len(line_starts(file)) - 1
-        settings = {"dtype": output.dtype_of_store}
+        settings, count = {"dtype": output.dtype_of_store}, None
         if file is not None:
-            settings["source"] = {"list": file.name, "lines": count}
+            settings["source"] = list_source(file, line_starts(file))
+            count = settings["source"]["lines"]
         meta = convert_features(folder, Path(output.t5_path) / folder.name, settings, count, output.shard_size,
                                 progress=lambda shards: tqdm(shards, unit="shard", disable=None))  # fmt: skip
         print(f"{folder}: {meta['count']} captions, {meta['skipped']} lines without features, {_room(meta['bytes'])}")

@@ -3,9 +3,8 @@
 Raffel et al. 2020, section 3.1.4 (span corruption). A caption alone seldom says what a masked word was; another caption
 of the same picture does. So where a line has several captions, a text is two of them and its span is the whole of one:
 the encoder reads the other as it will read prompts, and its features have to tell whose colour a colour is, which the
-words alone do not. And the decoder gets no rows of features to look through, but their plain mean: a GPT that starts to
-learn reads all rows of its condition alike, and what their mean does not tell it finds late or never.
-Axes: B texts, T tokens.
+words alone do not. And the decoder gets no rows of features to look through, but their plain mean, as a GPT's codes do
+(the keys of its conditions are zero). Axes: B texts, T tokens.
 """
 
 import io

@@ -86,6 +86,10 @@ def read_captions(path: str | Path, clean: bool = True) -> list[list[str]]:
             except BadLine as bad:
                 raise ValueError(f"--data-path {file}, line {number}: {bad}") from bad
             found.append([cleaned(text) if clean else text for text in line])
+            if not all(found[-1]):
+                emptied = line[found[-1].index("")]
+                raise ValueError(f"--data-path {file}, line {number}: cleaning leaves nothing of the caption "
+                                 f"{emptied!r}; remove it, or give --no-clean")  # fmt: skip
     if len(found) < 2:
         raise ValueError(f"--data-path {path}: {len(found)} captions, too few to train on some and hold out others")
     return found

@@ -38,12 +38,16 @@ class Tokenize:
     def __call__(self, text: str) -> list[int]:
         return self.all([text])[0]
 
+    def cleaned(self, text: str) -> str:
+        """What is read of a text."""
+        text = clean_caption(text) if self.clean else text.strip()
+        return text.encode(errors="replace").decode()  # half a surrogate pair, which JSON may hold, is no text
+
     def all(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of each caption; says once if some were cut."""
         if not texts:
             return []
-        # Half a surrogate pair, which JSON may hold, is no text to a tokenizer.
-        texts = [(clean_caption(text) if self.clean else text).encode(errors="replace").decode() for text in texts]
+        texts = [self.cleaned(text) for text in texts]
         # Cut by hand, as the tokenizer does it, but counted.
         rows = self.tokenizer(texts, truncation=False, padding=False, return_attention_mask=False)["input_ids"]
         long = [row for row in rows if len(row) > self.max_length]

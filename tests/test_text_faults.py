@@ -46,7 +46,7 @@ FAULTS = [
     (CONVERT, "--published {empty}", "--published .*empty"),
     (CODES, "--data-path {nowhere}", "--data-path .*nowhere: there is no such file or folder"),
     (CODES, "--image-size 18", "--image-size 18: must be a multiple"),
-    (CODES, "--image-size 64", "2 of 2 pictures cannot be read, .*smaller than --image-size 64"),
+    (CODES, "--image-size 64", "2 of 2 pictures cannot be used .2 too small., .*smaller than --image-size 64"),
     (CODES, "--vq-ckpt {gpt}", "--vq-ckpt .*holds a gpt, not a tokenizer"),
     (CODES, "--vq-ckpt {torn}", "--vq-ckpt .*truncated"),
     (TRAIN, "--data-path {empty}", "--data-path .*empty: no .jsonl lists"),

@@ -25,7 +25,7 @@ from dataset.classes import class_names_for, find_label
 from engine.distributed import pick_device, pick_precision
 from evaluations.images import to_bytes
 from language.padding import pad_left, pad_right
-from language.t5 import TextEncoder
+from language.t5 import MAX_LENGTH, TextEncoder
 from tokenizer.tokenizer_image.vq_load import Tokenizer, load_tokenizer
 from tokenizer.tokenizer_image.vq_options import TokenizerOptions
 
@@ -61,22 +61,24 @@ class Pipeline:
 
     def captions(self, prompts: Sequence[str], negative: str | None = None, left: bool = True) -> dict:
         """Arguments of codes() for prompts: "cond" [B, P, caption_dim], "valid" bool [B, P] and, with a negative
-        prompt that is not empty, "negative". An empty prompt is 'no caption', in the place of its one token.
+        prompt that is not empty, "negative". A prompt of which cleaning leaves nothing is 'no caption', in the place of
+        its one token.
 
         left: pad at the left, so that captions stand next to the codes; else at the right, up to cls_token_num rows.
         """
         if self.encoder is None:
             raise ValueError("this pipeline has no text encoder; load_text_pipeline() loads one")
-        negative = negative if negative and negative.strip() else None  # guidance leads from 'none' anyway
+        empty = {text: not self.encoder.tokenize.cleaned(text) for text in {*prompts, negative or ""}}
+        negative = None if empty[negative or ""] else negative  # guidance leads from 'none' anyway
         texts = [*prompts, *([negative] * (negative is not None))]
         null = self.gpt.model.cls_embedding.uncond_embedding[-1:]  # [1, caption_dim]
-        said = list(dict.fromkeys(text for text in texts if text.strip()))
-        if self.offload:
+        said = list(dict.fromkeys(text for text in texts if not empty[text]))
+        if self.offload and said:
             self.encoder.to(self.device)
         features = dict(zip(said, self.encoder.encode(said)))
-        if self.offload:
+        if self.offload and said:
             self.encoder.offload()
-        rows = [features[text].to(null) if text.strip() else null for text in texts]
+        rows = [null if empty[text] else features[text].to(null) for text in texts]
         captions, valid = pad_left(rows) if left else pad_right(rows, self.gpt.model.config.cls_token_num)
         found = {"cond": captions[: len(prompts)], "valid": valid[: len(prompts)]}
         if negative is not None:
@@ -147,21 +149,20 @@ def load_text_pipeline(
 ) -> Pipeline:
     """load_pipeline() with the text encoder, whose features must be those that the GPT was trained on."""
     pipeline = load_pipeline(gpt, tokenizer, machine, device)
-    loaded = pipeline.gpt
-    cleaned = (loaded.encoder or {}).get("cleaned") is not False  # as the captions of training were
-    pipeline.encoder, pipeline.offload = load_encoder(encoder, pipeline.device, cleaned), encoder.t5_offload
-    width, name = loaded.model.config.caption_dim, f"--t5-model-type {encoder.t5_model_type}"
+    loaded, config = pipeline.gpt, pipeline.gpt.model.config
+    trained = loaded.encoder or {}  # what captions were in training, they are now
+    pipeline.encoder = load_encoder(encoder, pipeline.device, config.cls_token_num, trained.get("cleaned") is not False,
+                                    trained.get("max_length") or MAX_LENGTH)  # fmt: skip
+    pipeline.offload = encoder.t5_offload
+    width, name = config.caption_dim, f"--t5-model-type {encoder.t5_model_type}"
     if pipeline.encoder.width != width:
         raise ValueError(f"{name}: its features are {pipeline.encoder.width} wide, {gpt.gpt_ckpt} was trained on "
                          f"features {width} wide; give the encoder that it was trained with")  # fmt: skip
-    known = (loaded.encoder or {}).get("checksum")
+    known = trained.get("checksum")
     if None not in (known, pipeline.encoder.checksum) and known != pipeline.encoder.checksum:
         raise ValueError(f"{name}: is another encoder than the one that {gpt.gpt_ckpt} was trained with "
-                         f"({loaded.encoder.get('name')}, checksum {known}; this one's is "
+                         f"({trained.get('name')}, checksum {known}; this one's is "
                          f"{pipeline.encoder.checksum})")  # fmt: skip
-    if encoder.t5_feature_max_len > loaded.model.config.cls_token_num:
-        raise ValueError(f"--t5-feature-max-len {encoder.t5_feature_max_len}: {gpt.gpt_ckpt} takes captions of "
-                         f"{loaded.model.config.cls_token_num} tokens at most")  # fmt: skip
     return pipeline
 
 

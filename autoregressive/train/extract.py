@@ -14,8 +14,9 @@ from tqdm import tqdm
 from autoregressive.train.options import ExtractCodes, Extraction, ExtractTextCodes
 from dataset.build import batch_loader, build_source
 from dataset.caption_lists import CaptionLists, ListedPictures
-from dataset.captions import lists_in, stem_of
+from dataset.captions import list_source, lists_in, stem_of
 from dataset.codes import CodeStoreWriter
+from dataset.faults import by_cause, refuse_skipped
 from dataset.images import Crops, fingerprint, scale
 from engine.distributed import Context, leave, pick_precision, setup
 from tokenizer.tokenizer_image.vq_load import Tokenizer, load_tokenizer
@@ -47,7 +48,7 @@ def extract_list_codes(options: ExtractTextCodes) -> None:
         source = ListedPictures(CaptionLists([file]), extraction.image_size)
         count = min(len(source), DEBUG_PICTURES) if extraction.debug else len(source)
         crops = Crops(source, extraction.image_size, flip=False)
-        told = {"list": file.name, "lines": len(source), "bytes": int(source.lists.starts[0][-1])}
+        told = list_source(file, source.lists.starts[0])
         folder = Path(extraction.code_path) / stem_of(file)
         fill_store(folder, crops, count, told, tokenizer, extraction, lists.num_workers, context)
     leave()
@@ -86,14 +87,17 @@ def fill_store(folder: Path, crops: Crops, count: int, source: dict, tokenizer: 
     mine = missing[context.rank :: context.world]
     pictures = sum(len(writer.shard_rows(shard)) for shard in mine)
     with tqdm(total=pictures, desc=folder.name, unit="picture", disable=None if context.is_main else True) as bar:
+        skipped: list[dict] = []
         for shard in mine:
-            write_shard(writer, shard, crops, tokenizer, extraction.batch_size, workers, context, bar)
+            skipped += write_shard(writer, shard, crops, tokenizer, extraction.batch_size, workers, context, bar)
+            refuse_skipped(skipped, count, extraction.max_bad, "pictures")  # there may be days to go
     context.barrier()
     context.on_main(lambda: finish(writer, count, extraction.max_bad))
 
 
 def write_shard(writer: CodeStoreWriter, shard: int, crops: Crops, tokenizer: Tokenizer, batch_size: int, workers: int,
-                context: Context, bar: tqdm) -> None:  # fmt: skip
+                context: Context, bar: tqdm) -> list[dict]:  # fmt: skip
+    """Returns what is skipped of it."""
     rows = writer.shard_rows(shard)
     per_batch = max(1, batch_size // crops.per_picture)
     batches = [list(rows[i : i + per_batch]) for i in range(0, len(rows), per_batch)]
@@ -111,17 +115,15 @@ def write_shard(writer: CodeStoreWriter, shard: int, crops: Crops, tokenizer: To
     shape = (0, *writer.shape)
     writer.write_shard(shard, np.concatenate([np.empty(shape, np.int64), *codes]), np.concatenate([[], *labels]),
                        np.concatenate([[], *indices]), skipped)  # fmt: skip
+    return skipped
 
 
 def finish(writer: CodeStoreWriter, count: int, max_bad: float) -> None:
-    """Count the unreadable pictures, then complete the store."""
+    """Count the pictures that could not be used, then complete the store."""
     skipped = writer.skipped()
-    if len(skipped) > max_bad * count:
-        listing = "\n".join(f"  {bad['path']}: {bad['reason']}" for bad in skipped[:10])
-        raise ValueError(f"{len(skipped)} of {count} pictures cannot be read, more than --max-bad {max_bad} allows:\n"
-                         f"{listing}\nmend them and extract into another folder, or run the same command with a "
-                         "larger --max-bad, which goes on from what is there")  # fmt: skip
+    refuse_skipped(skipped, count, max_bad, "pictures")
     meta = writer.finish()
-    note = f", {len(skipped)} skipped (listed in {writer.folder / 'skipped.jsonl'})" if skipped else ""
+    listing = writer.folder / "skipped.jsonl"
+    note = f", {len(skipped)} skipped ({by_cause(skipped)}; {listing} names them)" if skipped else ""
     print(f"{meta['count']} pictures x {meta['crops']} crops of {meta['grid'][0]} x {meta['grid'][1]} codes -> "
           f"{writer.folder}{note}")  # fmt: skip

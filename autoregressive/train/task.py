@@ -3,7 +3,6 @@
 Axes: B pictures, N codes of a picture, C vocabulary.
 """
 
-from dataclasses import replace
 from functools import partial
 from math import isqrt
 from pathlib import Path
@@ -64,17 +63,20 @@ class GPTTask:
         raise NotImplementedError
 
     def validate(self) -> dict[str, float]:
-        """Loss of the held-out pictures in nats a code; the mean over all ranks weighs every picture alike."""
+        """Loss of the held-out pictures of all ranks in nats a code; every picture that counts weighs alike."""
         if self.held_out is None:
             return {}
         world = self.context.world
         mine = range(self.context.rank, len(self.held_out), world)
-        losses = []
+        losses, count = 0.0, 0.0
         for first in range(0, len(mine), self.batch):
             keys = [(0, i) for i in mine[first : first + self.batch]]
             batch = {k: v.to(self.context.device) for k, v in self.held_out.__getitems__(keys).items()}
-            losses.append(float(self.conditional_loss(self.model, batch, drop=None)) * len(keys))
-        return {"val_loss": sum(losses) * world / len(self.held_out)}
+            counted = float(batch["counts"].sum()) if "counts" in batch else len(keys)
+            losses += float(self.conditional_loss(self.model, batch, drop=None)) * counted
+            count += counted
+        sums = self.context.mean({"losses": losses, "count": count})
+        return {"val_loss": sums["losses"] / (sums["count"] or 1.0)}
 
     def preview(self, path: Path) -> None:
         if self.pipeline is None:
@@ -164,7 +166,8 @@ def train_c2i(options: TrainC2I) -> None:
     data = Codes(store, optim.global_seed, train_rows)
     held_out = Codes(val_store, optim.global_seed, val_rows) if checks.val_code_path or checks.val_fraction else None
     check_held_out(held_out, "--val-code-path" if checks.val_code_path else "--val-fraction", context)
-    model = build_model(model_options, shape, optim.global_seed, context, model_options.finetune)
+    run = Run(options.run, model_options.gpt_model, context)
+    model = build_model(model_options, shape, optim.global_seed, context, model_options.finetune and not run.begun)
     papers = {"image_size": size, "downsample_size": downsample, "class_names": store.class_names,
               "tokenizer": store.tokenizer}  # fmt: skip
     tokenizer = None
@@ -175,7 +178,7 @@ def train_c2i(options: TrainC2I) -> None:
     pipeline = tokenizer and Pipeline(gpt, tokenizer, EagerRunner(model))
     task = ClassTask(model, model_options.gpt_model, papers, optimizer_for(model, optim), context, held_out,
                      max(1, optim.global_batch_size // context.world), pipeline, checks, optim.global_seed)  # fmt: skip
-    train(task, data, options, context, None if model_options.finetune else model_options.gpt_ckpt)
+    train(task, data, options, run, None if model_options.finetune else model_options.gpt_ckpt)
 
 
 def check_options(options: GPTTraining, kind: str) -> None:
@@ -212,14 +215,13 @@ def optimizer_for(model: Transformer, optim: OptimOptions) -> torch.optim.Optimi
     return adamw(model, optim.lr, (optim.beta1, optim.beta2), decay)
 
 
-def train(task: GPTTask, data: Dataset, options: TrainC2I | TrainT2I, context: Context, checkpoint: str | None) -> None:
+def train(task: GPTTask, data: Dataset, options: TrainC2I | TrainT2I, run: Run, checkpoint: str | None) -> None:
     """Train on `data` as the options say; `checkpoint`: a run to go on from, where this one has not begun."""
-    optim = options.optim
+    optim, context = options.optim, task.context
     order = Order(len(data), optim.global_batch_size, optim.global_seed)
     total = optim.max_steps or optim.epochs * order.steps_per_epoch
     batches = partial(loader, data, order, context.rank, context.world, workers=options.model.num_workers)
     what = {"samples": len(data), "global_batch_size": optim.global_batch_size, "global_seed": optim.global_seed}
-    run = Run(replace(options.run), task.name, context)
     trainer = Trainer(task, optim, run, context, total, lambda start, stop: batches(start=start, stop=stop), what)
     trainer.resume(checkpoint, "--gpt-ckpt")
     trainer.fit()

@@ -33,6 +33,7 @@ from dataset.faults import Faults
 from dataset.images import scale
 from engine.checkpoint import read_file
 from engine.distributed import setup
+from engine.trainer import Run
 from language.padding import pad_left
 from language.t5 import TextEncoder
 from tokenizer.tokenizer_image.vq_load import Tokenizer, load_tokenizer, refuse_other_codes
@@ -53,7 +54,7 @@ class CaptionTask(GPTTask):
         self.flops = training_flops(self.model, shown.mean_length(SAMPLED))
 
     def loss(self, module: nn.Module, batch: dict, step: int) -> tuple[Tensor, dict]:
-        self.faults.add(len(batch["index"]), batch["faults"].sum(0))
+        self.faults.add(len(batch["index"]), batch["faults"].sum(0), batch["counts"].eq(0).sum())
         loss, figures = super().loss(module, batch, step)
         return loss, {**figures, "replaced": batch["faults"].sum(1).gt(0).float().mean()}
 
@@ -104,7 +105,7 @@ def train_t2i(options: TrainT2I) -> None:
         if options.encoder.t5_offload:
             raise ValueError("--t5-offload: training encodes captions at every step; extract their features beforehand "
                              "(language/extract_t5_feature.py) and give --t5-feat-path")  # fmt: skip
-        encoder = load_encoder(options.encoder, context.device)
+        encoder = load_encoder(options.encoder, context.device, chosen.cls_token_num)
     size, picture = picture_part(chosen, lists, tokenizer)
     caption, width = caption_part(options, lists, encoder)
     shape, papers = shape_for(chosen, size, picture, tokenizer)
@@ -115,7 +116,10 @@ def train_t2i(options: TrainT2I) -> None:
     held_out = Captioned(lists, caption, picture, pad_left, optim.global_seed, val_rows) if len(val_rows) else None
     check_held_out(held_out, "--val-fraction", context)
 
-    finetune = chosen.finetune or (chosen.gpt_ckpt is not None and begins_a_stage(chosen.gpt_ckpt, shape, papers))
+    run = Run(options.run, chosen.gpt_model, context)
+    finetune = not run.begun and (
+        chosen.finetune or (chosen.gpt_ckpt is not None and begins_a_stage(chosen.gpt_ckpt, shape, papers))
+    )
     model = build_model(chosen, shape, optim.global_seed, context, finetune)
     pipeline = None
     if tokenizer is not None and context.is_main and options.run.preview_every:
@@ -127,7 +131,7 @@ def train_t2i(options: TrainT2I) -> None:
         encoder=encoder, tokenizer=tokenizer, faults=Faults(list(CAUSES.values()), chosen.max_bad),
         shown=held_out or data,
     )  # fmt: skip
-    train(task, data, options, context, None if finetune else chosen.gpt_ckpt)
+    train(task, data, options, run, None if finetune else chosen.gpt_ckpt)
 
 
 def picture_part(options: TextTraining, lists: CaptionLists, tokenizer: Tokenizer | None) -> tuple[int, Part]:
@@ -151,10 +155,6 @@ def caption_part(options: TrainT2I, lists: CaptionLists, encoder: TextEncoder | 
     if encoder is not None:
         if chosen.short_t5_feat_path is not None:
             raise ValueError("--short-t5-feat-path goes with --t5-feat-path; give both")
-        if encoder.tokenize.max_length > chosen.cls_token_num:
-            raise ValueError(f"--t5-feature-max-len {encoder.tokenize.max_length}: the GPT takes --cls-token-num "
-                             f"{chosen.cls_token_num} tokens of a caption at most")  # fmt: skip
-        check_width(options.encoder, encoder.width)
         return Tokens(lists, encoder.tokenize, chosen.caption_key, chosen.trunc_caption), encoder.width
     stored = StoredFeatures(lists, chosen.t5_feat_path, chosen.short_t5_feat_path, chosen.short_share,
                             options.optim.global_seed, chosen.cls_token_num)  # fmt: skip
@@ -176,8 +176,9 @@ def shape_for(options: TextTraining, size: int, picture: Part, tokenizer: Tokeni
         raise ValueError(f"--downsample-size {options.downsample_size}: a picture of {size} px has {side} x {side} "
                          f"codes here, which is {size / side:g} pixels per code")  # fmt: skip
     if options.vocab_size != "auto":
-        if vocabulary is not None and vocabulary > options.vocab_size:
-            raise ValueError(f"--vocab-size {options.vocab_size}: the codes are of a vocabulary of {vocabulary}")
+        if vocabulary not in (None, options.vocab_size):
+            raise ValueError(f"--vocab-size {options.vocab_size}: the codes are of a vocabulary of {vocabulary}; leave "
+                             "the flag out")  # fmt: skip
         vocabulary = options.vocab_size
     shape = {"model_type": "t2i", "vocab_size": vocabulary or 16384, "block_size": side * side}
     return shape, {"image_size": size, "downsample_size": size // side, "class_names": None, "tokenizer": made_by}
@@ -189,13 +190,13 @@ def begins_a_stage(checkpoint: str, shape: dict, papers: dict) -> bool:
     or on another tokenizer's codes."""
     data = read_file(checkpoint, "--gpt-ckpt")
     meta = data["meta"] if isinstance(data.get("meta"), dict) else {}
-    for part in ("encoder", "tokenizer"):
+    for part, key in (("encoder", "checksum"), ("encoder", "cleaned"), ("tokenizer", "checksum")):
         theirs, ours = meta.get(part) or {}, papers.get(part) or {}
-        before, now = theirs.get("checksum"), ours.get("checksum")
-        if before and now and before != now:
-            raise ValueError(f"--gpt-ckpt {checkpoint}: was trained with the {part} {theirs['name']} ({before}), the "
-                             f"data are of {ours['name']} ({now}); prepare them with that one, or give --finetune to "
-                             "go over to this one")  # fmt: skip
+        before, now = theirs.get(key), ours.get(key)
+        if None not in (before, now) and before != now:
+            raise ValueError(f"--gpt-ckpt {checkpoint}: was trained with the {part} {theirs['name']} ({key} {before}), "
+                             f"the data are of {ours['name']} ({key} {now}); prepare them with that one, or give "
+                             "--finetune to go over to this one")  # fmt: skip
     config = meta.get("config", {})
     anew = "optimizer" not in data or config.get("block_size") != shape["block_size"]
     if anew:

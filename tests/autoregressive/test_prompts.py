@@ -87,7 +87,7 @@ def test_without_left_padding_captions_stand_where_the_encoder_leaves_them(pipel
 def test_an_empty_prompt_is_the_unconditional_picture(pipeline):
     """Both branches of guidance are the same, whatever the scale."""
     null = pipeline.gpt.model.cls_embedding.uncond_embedding[-1:]
-    for prompt in ("", "  \n"):
+    for prompt in ("", "  \n", "<br> ()", "http://a.com"):  # of the latter, cleaning leaves nothing
         given = pipeline.captions([prompt])
         assert torch.equal(given["cond"][0], null) and given["valid"].tolist() == [[True]]
     guided = codes(pipeline, ["", "one cat"])
@@ -117,7 +117,7 @@ def test_a_prompt_that_is_too_long_is_cut_and_that_is_said_once(files):
 @pytest.mark.parametrize("flag, value, error", [
     ("t5_model_type", "nowhere", "--t5-model-type nowhere: neither a folder .* nor the name of a T5 encoder"),
     ("t5_feature_dim", 2048, "--t5-feature-dim 2048: features are 32 wide"),
-    ("t5_feature_max_len", 121, "--t5-feature-max-len 121: .*captions of 120 tokens at most"),
+    ("t5_feature_max_len", 121, "--t5-feature-max-len 121: the GPT takes 120 tokens"),
     ("t5_precision", "fp8", "--t5-precision fp8: choose"),
 ])  # fmt: skip
 def test_an_encoder_that_does_not_fit_is_named(flag, value, error, files):
@@ -135,6 +135,17 @@ def test_another_encoder_than_the_one_of_training_is_refused(files, tmp_path):
     write_t5(tmp_path / "t5/wide", width=64)
     with pytest.raises(ValueError, match="--t5-model-type wide: its features are 64 wide, .* 32 wide"):
         load_text_pipeline(*text_options(tmp_path), encoder(tmp_path, t5_model_type="wide"), MACHINE)
+
+
+def test_prompts_are_cut_where_the_captions_of_training_were(files, tmp_path):
+    own = load_text_pipeline(*text_options(files), encoder(files), MACHINE).encoder.papers()
+    assert own["max_length"] == 120
+    write_text_files(tmp_path, {**own, "max_length": 7})
+    lengths = [
+        load_text_pipeline(*text_options(tmp_path), encoder(tmp_path, **changed), MACHINE).encoder.tokenize.max_length
+        for changed in ({}, {"t5_feature_max_len": 9})
+    ]
+    assert lengths == [7, 9]
 
 
 def test_prompts_are_cleaned_where_the_captions_of_training_were(files, tmp_path):

@@ -179,6 +179,40 @@ def test_a_sample_that_counts_nothing_weighs_nothing(places):
         assert (task.conditional_loss(model, four, None) - wanted).abs() > 1e-3
 
 
+def test_held_out_pictures_that_cannot_be_used_do_not_lower_the_loss(places, tmp_path):
+    """The mean is over those that count, over all processes."""
+    lists = CaptionLists(lists_in(places / "lists"))
+    features = StoredFeatures(lists, str(places / "features"), None, 0.0, 0, 120)
+    codes = StoredCodes(lists, str(places / "codes"))
+    held_out = Captioned(lists, features, codes, pad_left, 0)
+    model = filled(TEXT_GPT).eval()
+
+    def loss(context: Context, bad: tuple[int, ...] = ()) -> float:
+        task = CaptionTask(model, "GPT-1M", {}, torch.optim.SGD(model.parameters()), context, held_out, batch=4,
+                           encoder=None, tokenizer=None, faults=faults.Faults(["bad lines"], 0.0),
+                           shown=held_out)  # fmt: skip
+        own = held_out.__getitems__
+
+        class Spoiled:
+            def __len__(self):
+                return 7
+
+            def __getitems__(self, keys):
+                batch = own(keys)
+                batch["counts"][[place in bad for _, place in keys]] = 0
+                return batch
+
+        task.held_out = Spoiled()
+        with torch.no_grad():
+            return task.validate()["val_loss"]
+
+    alone = Context(0, 1, torch.device("cpu"))
+    each = [float(loss(alone, tuple(set(range(7)) - {row}))) for row in range(7)]
+    assert loss(alone) == pytest.approx(np.mean(each), rel=1e-5)
+    assert loss(alone, (2, 5)) == pytest.approx(np.mean([each[row] for row in (0, 1, 3, 4, 6)]), rel=1e-5)
+    assert loss(alone, tuple(range(7))) == 0
+
+
 # ---- stages
 
 
@@ -197,6 +231,19 @@ def test_a_checkpoint_of_the_same_size_goes_on_at_its_step(plain, places, tmp_pa
     assert len(figures(tmp_path)) == 1 and (tmp_path / "run/checkpoints/0000005.pt").is_file()
 
 
+@pytest.mark.parametrize("changed", [{"image_size": 32}, {"finetune": True}])
+def test_a_run_that_has_begun_no_longer_needs_what_it_began_with(changed, plain, places, tmp_path, capsys):
+    first = tmp_path / "stage1.pt"
+    first.write_bytes((plain / "run/checkpoints/0000004.pt").read_bytes())
+    given = {"gpt_ckpt": str(first), **changed}
+    train_t2i(asked(places, tmp_path, steps=2, **given))
+    first.unlink()
+    capsys.readouterr()
+    train_t2i(asked(places, tmp_path, steps=3, run={"resume": True}, **given))
+    said = capsys.readouterr().out
+    assert "resumed at step 2 of 3" in said and "from step 0" not in said
+
+
 @pytest.mark.parametrize("entries", [("model",), ("model", "meta")])
 def test_weights_without_an_optimizer_start_at_step_0(entries, plain, places, tmp_path):
     whole = checkpoint(plain, 4)
@@ -205,13 +252,16 @@ def test_weights_without_an_optimizer_start_at_step_0(entries, plain, places, tm
     assert len(figures(tmp_path)) == 1
 
 
-@pytest.mark.parametrize("part, words", [("encoder", "the encoder other"), ("tokenizer", "the tokenizer other")])
-def test_weights_of_another_encoder_or_tokenizer_are_refused(part, words, plain, places, tmp_path):
+@pytest.mark.parametrize("part, key, words", [
+    ("encoder", "checksum", r"the encoder other \(checksum 000"), ("tokenizer", "checksum", "the tokenizer other"),
+    ("encoder", "cleaned", r"the encoder other \(cleaned False\), the data are of tiny \(cleaned True\)"),
+])  # fmt: skip
+def test_weights_of_another_encoder_or_tokenizer_are_refused(part, key, words, plain, places, tmp_path):
     state = checkpoint(plain, 4)
-    state["meta"][part] = {"name": "other", "checksum": "0" * 16}
+    state["meta"][part] = {"name": "other", key: {"checksum": "0" * 16, "cleaned": False}[key]}
     torch.save(state, tmp_path / "other.pt")
     given = {"image_size": 32, "gpt_ckpt": str(tmp_path / "other.pt")}
-    with pytest.raises(ValueError, match=f"--gpt-ckpt .*other.pt: was trained with {words} .*--finetune"):
+    with pytest.raises(ValueError, match=f"--gpt-ckpt .*other.pt: was trained with {words}.*--finetune"):
         train_t2i(asked(places, tmp_path, steps=1, **given))
     train_t2i(asked(places, tmp_path, steps=1, finetune=True, **given))
 
@@ -236,12 +286,12 @@ def test_captions_are_encoded_in_the_encoder_s_precision_whatever_the_trainer_s(
     (dict(code_path="{places}/codes", image_size=32), "--image-size 32: .*codes of 16-px pictures"),
     (dict(image_size=18), "--image-size 18: must be a multiple of the tokenizer's down-sampling, 4"),
     (dict(downsample_size=8), "--downsample-size 8: a picture of 16 px has 4 x 4 codes"),
-    (dict(vocab_size=100), "--vocab-size 100: the codes are of a vocabulary of 256"),
+    (dict(vocab_size=100), "--vocab-size 100: the codes are of a vocabulary of 256; leave"),
+    (dict(vocab_size=300), "--vocab-size 300: the codes are of a vocabulary of 256; leave"),
     (dict(finetune=True), "--finetune: give the weights"),
     (dict(short_t5_feat_path="{places}/short"), "--short-t5-feat-path goes with --t5-feat-path"),
     (dict(data_path="{places}/t5"), "--data-path .*t5: no .jsonl lists in it"),
     (dict(data_start=4), "--data-start 4"),
-    (dict(cls_token_num=9), "--t5-feature-max-len 120: the GPT takes --cls-token-num 9 tokens"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_named_before_training(changed, error, places, tmp_path):
     changed = {name: str(value).format(places=places) if name.endswith("path") else value
@@ -249,6 +299,32 @@ def test_what_does_not_fit_is_named_before_training(changed, error, places, tmp_
     with pytest.raises(ValueError, match=error):
         train_t2i(asked(places, tmp_path, **changed))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_gpt_of_short_captions_cuts_them_by_itself(places, tmp_path):
+    train_t2i(asked(places, tmp_path, steps=1, cls_token_num=5))
+    assert checkpoint(tmp_path, 1)["meta"]["encoder"]["max_length"] == 5
+    options = asked(places, tmp_path, name="other", cls_token_num=5)
+    with pytest.raises(ValueError, match="--t5-feature-max-len 6: the GPT takes 5 tokens"):
+        train_t2i(replace(options, encoder=replace(options.encoder, t5_feature_max_len=6)))
+
+
+def test_pictures_that_cannot_be_used_are_counted_by_cause_and_too_many_are_known_before_the_end(
+    places, tmp_path, capsys
+):
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    lines = (places / "lists/a.jsonl").read_text().replace("pictures/", f"{places}/lists/pictures/").splitlines()
+    (lists / "a.jsonl").write_text("\n".join(["{torn", *lines[:3], '{"text": "no picture"}', *lines[3:]]))
+    options = ListExtraction(code_path=str(tmp_path / "codes"), image_size=16, device="cpu", shard_size=3, max_bad=0.3)
+    tokenizer = TokenizerOptions(vq_ckpt=str(places / "vq.pt"))
+    extract_list_codes(ExtractTextCodes(options, ListOptions(str(lists), num_workers=0), tokenizer))
+    assert "7 pictures x 1 crops" in (said := capsys.readouterr().out)
+    assert "2 skipped (1 not JSON, 1 no picture; " in said and "skipped.jsonl names them)" in said
+    strict = replace(options, code_path=str(tmp_path / "strict"), max_bad=0.05)
+    with pytest.raises(ValueError, match=r"1 of 9 pictures cannot be used \(1 not JSON\), more than --max-bad 0.05"):
+        extract_list_codes(ExtractTextCodes(strict, ListOptions(str(lists), num_workers=0), tokenizer))
+    assert [path.name for path in (tmp_path / "strict/a").glob("*.codes.npy")] == ["shard-00000.codes.npy"]
 
 
 def test_an_encoder_that_every_step_needs_is_not_moved_away(places, tmp_path):

@@ -12,11 +12,13 @@ from PIL import Image
 import dataset.faults as faults_module
 from dataset.augmentation import center_crop_arr
 from dataset.build import loader
-from dataset.caption_lists import CaptionLists, ListedPictures, TooSmall
-from dataset.captioned import CAUSES, Captioned, Pixels, StoredCodes, StoredFeatures, Tokens, Unusable
-from dataset.captions import lists_in, stem_of
+from dataset.caption_lists import CaptionLists, ListedPictures
+from dataset.captioned import CAUSES, Captioned, Pixels, StoredCodes, StoredFeatures, Tokens, Unusable, same_encoder
+from dataset.captions import line_starts, list_source, lists_in, stem_of
 from dataset.code_store import CodeStoreWriter
 from dataset.faults import Faults
+from dataset.feature_store import FeatureStoreWriter
+from dataset.images import TooSmall
 from dataset.order import Order
 from language.padding import pad_left
 
@@ -176,6 +178,74 @@ def test_batches_are_the_same_by_any_number_of_workers(folder):
         assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
+def test_a_published_file_that_is_torn_or_not_finite_is_one_caption_less(tmp_path, folder):
+    for name, count in (("a", 5), ("b", 4)):
+        (tmp_path / "published" / name).mkdir(parents=True)
+        for i in range(count):
+            np.save(tmp_path / f"published/{name}/{i}.npy", np.ones((1, 2, 4), np.float32))
+    lists, published = opened(folder), tmp_path / "published"
+    (published / "a/0.npy").write_bytes(b"torn")
+    np.save(published / "a/1.npy", np.full((1, 2, 4), np.nan, np.float32))
+    stored = StoredFeatures(lists, str(published), None, 0.0, 0, most=4)
+    assert stored.width == 4 and len(stored.read(2, {}, 0)) == 2
+    for row, words in ((0, "0.npy: truncated"), (1, "1.npy: holds features that are not finite")):
+        with pytest.raises(Unusable, match=words):
+            stored.read(row, {}, 0)
+    for path in (published / "a").iterdir():
+        path.write_bytes(b"torn")
+    with pytest.raises(ValueError, match="npy: truncated"):
+        StoredFeatures(lists, str(published), None, 0.0, 0, most=4)
+
+
+def features(folder: Path, source: dict, checksum: str | None = "1") -> None:
+    """A feature store of five captions."""
+    settings = {"width": 4, "dtype": "bf16", "encoder": {"name": "t", "checksum": checksum}, "cleaning": True,
+                "max_length": 120, "caption_key": "blip", "trunc_caption": False, "source": source}  # fmt: skip
+    writer = FeatureStoreWriter(folder, settings, 5)
+    writer.write_shard(0, torch.ones(5, 4), np.ones(5, int), np.arange(5))
+    writer.finish()
+
+
+def test_stores_of_a_list_that_was_edited_since_are_refused(tmp_path):
+    """Otherwise lines would meet the features and codes of others."""
+    file = write_lists(tmp_path / "lists", (5,)) / "a.x.jsonl"
+    source = list_source(file, line_starts(file))
+    for name in ("long/a", "short/a"):
+        features(tmp_path / name, source)
+    store(tmp_path / "codes/a", list(range(5)), 5, source=source)
+
+    def open_all(lists: CaptionLists) -> None:
+        StoredFeatures(lists, str(tmp_path / "long"), str(tmp_path / "short"), 0.5, 0, 120)
+        StoredCodes(lists, str(tmp_path / "codes"))
+
+    open_all(CaptionLists([file]))
+    lines = file.read_text().splitlines()
+    for number, edited in enumerate((lines[::-1], [*lines[1:], lines[0]], [*lines, lines[0]])):
+        file.write_text("\n".join(edited) + "\n")
+        lists = CaptionLists([file])
+        with pytest.raises(ValueError, match="--code-path .*codes/a: was made of a list of 5 lines, and not of "):
+            StoredCodes(lists, str(tmp_path / "codes"))
+        features(tmp_path / str(number) / "a", list_source(file, lists.starts[0]))
+        for long, short, flag in (("long", None, "--t5-feat-path"), (str(number), "short", "--short-t5-feat-path")):
+            with pytest.raises(ValueError, match=f"{flag} .*a: was made of a list of 5 lines"):
+                StoredFeatures(lists, str(tmp_path / long), short and str(tmp_path / short), 0.5, 0, 120)
+    file.write_text("\n".join(lines) + "\n")
+    open_all(CaptionLists([file]))
+
+
+def test_encoders_are_the_same_as_far_as_is_known(tmp_path):
+    """A float16 encoder has no checksum."""
+    known = {"name": "t", "checksum": "1", "width": 4}
+    assert same_encoder(None, known) and same_encoder(known, {**known, "checksum": None})
+    assert not same_encoder(known, {**known, "checksum": "2"}) and not same_encoder(known, {**known, "width": 5})
+    lists = CaptionLists([write_lists(tmp_path / "lists", (5,)) / "a.x.jsonl"])
+    for name, checksum in (("long", None), ("short", "1"), ("other", "2")):
+        features(tmp_path / name / "a", {}, checksum)
+    StoredFeatures(lists, str(tmp_path / "long"), str(tmp_path / "short"), 0.5, 0, 120)
+    with pytest.raises(ValueError, match="--short-t5-feat-path .*another encoder"):
+        StoredFeatures(lists, str(tmp_path / "short"), str(tmp_path / "other"), 0.5, 0, 120)
+
+
 # ---- codes
 
 
@@ -237,6 +307,14 @@ def test_faults_are_said_once_a_cause_and_too_many_end_the_run(monkeypatch):
         found.check(5)
 
 
+def test_samples_that_count_nothing_are_counted():
+    found = Faults(["bad lines"], 1.0)
+    found.add(40, torch.tensor([7]), torch.tensor(3))
+    said = "7 bad lines, 3 of them among so many others that nothing took their places"
+    assert f"7 of 40 samples cannot be used ({said}; warnings" in found.check(1)
+    assert found.conclude(lambda value: [value]) == f"7 of 40 samples could not be used: {said}"
+
+
 def test_ten_times_as_many_faults_are_said_again():
     found = Faults(["bad lines"], 1.0)
     said = []
@@ -250,7 +328,7 @@ def test_at_the_end_all_processes_count_and_a_run_without_any_sample_fails():
     found = Faults(["bad lines", "torn pictures"], 1.0)
     assert found.conclude(lambda value: [value]) is None
     found.add(8, torch.tensor([1, 0]))
-    said = found.conclude(lambda value: [value, (8, [1, 2])])
+    said = found.conclude(lambda value: [value, (8, 0, 1, 2)])
     assert said == "4 of 16 samples could not be used: 2 bad lines, 2 torn pictures"
     strict = Faults(["bad lines"], 0.01)
     strict.add(999, torch.tensor([9]))

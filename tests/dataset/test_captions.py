@@ -21,6 +21,8 @@ TEXT = ["by blip", "by llava. And more.", "by llava"]
         ({"text": "plain. text"}, "llava", False, "plain. text"),
         ({"text": "plain. text"}, "text", True, "plain"),
         ({"text": TEXT, "alt": "another"}, "alt", False, "another"),
+        ({"blip": "by blip", "llava": "by llava. More."}, "llava", True, "by llava"),
+        ({"llava_first": "by llava", "text": TEXT[:1]}, "blip", False, "by blip"),
     ],
 )
 def test_the_caption_of_a_line(entry, key, trunc, caption):
@@ -36,6 +38,8 @@ def test_the_caption_of_a_line(entry, key, trunc, caption):
         ({"text": [None]}, "blip", False, "'text' is null, expected text"),
         ({"alt": ["a"]}, "alt", False, r"'alt' is \[\"a\"\], expected text"),
         ({"text": " "}, "blip", False, "nothing to read"),
+        ({"blip": ["a"]}, "blip", False, r"'blip' is \[\"a\"\], expected text"),
+        ({"text": TEXT[:1], "llava": "own"}, "llava", False, "holds 1 captions"),
         ({"text": ".hidden"}, "blip", True, "nothing to read"),
     ],
 )
@@ -63,6 +67,13 @@ def test_every_line_is_found_by_its_number(tmp_path, monkeypatch, part, end):
             assert bad.value.cause == "not JSON"
         else:
             assert read_line(file, starts, number) == json.loads(line)
+
+
+def test_brackets_without_end_are_a_bad_line(tmp_path):
+    file = tmp_path / "list.jsonl"
+    file.write_text("[" * 100_000 + "\n")
+    with pytest.raises(BadLine, match="not JSON"):
+        read_line(file, line_starts(file), 0)
 
 
 def test_an_empty_list_has_no_lines(tmp_path):

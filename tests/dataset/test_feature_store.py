@@ -218,6 +218,20 @@ def test_faults_of_published_features_are_named(tmp_path):
         features.features(3)
 
 
+def test_what_cannot_be_converted_is_skipped(tmp_path):
+    folder = publish(tmp_path / "old")
+    np.save(folder / "3.npy", np.full((1, 2, WIDTH), np.inf, np.float32))
+    (folder / "7.npy").write_bytes(b"torn")
+    meta = convert_features(folder, tmp_path / "new", {"dtype": "bf16"}, ROWS, SHARD)
+    assert (meta["count"], meta["skipped"]) == (16, 7)
+    skipped = [json.loads(line) for line in (tmp_path / "new/skipped.jsonl").read_text().splitlines()]
+    reasons = {bad["row"]: (bad["cause"], bad["reason"]) for bad in skipped}
+    assert {row for row, (cause, _) in reasons.items() if cause == "missing"} == set(BAD)
+    assert "3.npy: holds features that are not finite" in reasons[3][1] and "7.npy: truncated" in reasons[7][1]
+    store = FeatureStore(tmp_path / "new")
+    assert torch.equal(store.features(8), FEATURES[8].to(torch.bfloat16)) and not store.has(7)
+
+
 def test_features_that_cannot_be_opened(tmp_path):
     (tmp_path / "empty").mkdir()
     for path, stem, words in (

@@ -65,6 +65,14 @@ def test_quotes_that_enclose_no_column_belong_to_the_prompt_and_swallow_nothing(
     assert read_prompts(path) == prompts
 
 
+@pytest.mark.parametrize(("name", "text"), [
+    ("list.tsv", "Prompt\tNote\na\tx\n  \tx\n\nb\tx\n"), ("list.csv", "Prompt,Note\na,x\n,x\n,\nb,x\n"),
+    ("list.jsonl", '{"prompt": "a"}\n{"prompt": ""}\n\n{"prompt": "b"}'),
+])  # fmt: skip
+def test_an_empty_cell_is_an_empty_prompt_and_an_empty_line_is_nothing(name, text, tmp_path):
+    assert read_prompts(written(tmp_path, name, text)) == ["a", "", "b"]
+
+
 @pytest.mark.parametrize(("name", "text", "error"), [
     ("list.csv", "name,style\na,b\n", "list.csv, line 1: no column of .*prompt, caption, text.* found name, style"),
     ("list.jsonl", '\n{"caption": "a"}\n{"url": "b", "n": 1}\n', r"list.jsonl, line 3: no column .* found url, n"),
@@ -74,8 +82,6 @@ def test_quotes_that_enclose_no_column_belong_to_the_prompt_and_swallow_nothing(
     ("list.jsonl", '{"text": ["a", "b"]}\n', r'line 1: its prompt is \["a", "b"\], expected text'),
     ("list.csv", "Prompt,Note\na cat, a dog,x\n", "line 2: has 3 columns, the header 2 .Prompt, Note."),
     ("list.tsv", "Note\tPrompt\n\nx\ta\nonly a note\n", "line 4: has 1 columns, the header 2"),
-    ("list.tsv", "Prompt\tNote\na\tx\n  \tx\n", "line 3: has no prompt"),
-    ("list.csv", 'Prompt,Note\n"a\nb",x\n,y\n', "line 4: has no prompt"),
     ("list.csv", 'Prompt,Note\na,x\n"b,y\nc,z\n', "line 3: not readable as a table"),
     ("list.csv", "Prompt\n\n", "list.csv: no prompts in it"),
     ("list.txt", "", "list.txt: no prompts in it"),

@@ -1,6 +1,7 @@
 """Captions are cleaned as the published text encoder was fed with them."""
 
 import json
+import time
 import warnings
 
 import pytest
@@ -40,6 +41,14 @@ def test_captions_are_cleaned_as_published(line):
 )
 def test_steps(caption, cleaned):
     assert clean_caption(caption) == cleaned
+
+
+def test_a_long_text_costs_little_and_what_is_read_of_it_stays():
+    """Some steps take the square of the length of a text without spaces; 120 tokens of it are read at most."""
+    text = "a red cube, " * 100 + "x" * 10**6
+    began = time.monotonic()
+    assert clean_caption(text).startswith(clean_caption("a red cube, " * 100))
+    assert time.monotonic() - began < 60, "hours, if all of it were looked at"
 
 
 def test_a_caption_like_a_file_is_no_warning():

@@ -112,7 +112,7 @@ def test_the_need_of_disk_is_said_before_and_the_sums_after(places, tmp_path, ca
     each = tokens * 64 + 16
     room = f"{each / 1000:.3g} GB per million captions, {each * 18 / 1000:.3g} kB in all"
     assert f"32 x 2 bytes a token: {room}; free there: " in said
-    assert "2 lines without a caption were skipped (1 not JSON, 1 no caption)" in said
+    assert "2 lines were skipped (1 not JSON, 1 no caption)" in said
     assert f"16 captions, {sum(meta['tokens'] for meta in metas)} tokens, " in said
 
 
@@ -133,7 +133,7 @@ def test_a_killed_extraction_continues(places, extracted, tmp_path, monkeypatch)
         if len(written) == 2:
             raise KeyboardInterrupt
         written.append((writer.folder.name, shard))
-        write(writer, shard, *more)
+        return write(writer, shard, *more)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(extract_task, "write_shard", killed_at_the_third)
@@ -144,7 +144,7 @@ def test_a_killed_extraction_continues(places, extracted, tmp_path, monkeypatch)
 
     def noted(writer, shard, *more):
         written.append((writer.folder.name, shard))
-        write(writer, shard, *more)
+        return write(writer, shard, *more)
 
     monkeypatch.setattr(extract_task, "write_shard", noted)
     extract(places, tmp_path)
@@ -165,15 +165,37 @@ def test_a_store_of_other_captions_is_not_continued(places, extracted, tmp_path)
         extract(places, extracted, f"--data-path {edited} --data-end 0")
 
 
-def test_too_many_bad_lines_end_it_and_a_larger_share_goes_on(places, extracted, tmp_path, monkeypatch):
+def test_too_many_bad_lines_end_it_and_a_larger_share_goes_on(places, extracted, tmp_path):
     with pytest.raises(ValueError) as error:
         extract(places, tmp_path, "--max-bad 0.1")
     said = str(error.value)
-    assert "2 of 18 lines have no caption (1 not JSON, 1 no caption), more than --max-bad 0.1 allows" in said
-    assert "a.jsonl, line 1 from 0: not JSON (" in said and "a.jsonl, line 11 from 0: no 'text' in it" in said
+    assert "2 of 18 lines cannot be used (1 not JSON, 1 no caption), more than --max-bad 0.1 allows" in said
+    assert "a.jsonl, row 1: not JSON (" in said and "a.jsonl, row 11: no 'text' in it" in said
     assert not list(tmp_path.rglob("meta.json"))
-    monkeypatch.setattr(extract_task, "write_shard", None)
-    assert content(extract(places, tmp_path)) == content(extracted)
+    before = content(tmp_path)
+    assert len(list(tmp_path.rglob("shard-*.features.npy"))) == 3
+    assert content(extract(places, tmp_path)) == content(extracted) and before.items() <= content(tmp_path).items()
+
+
+def test_too_many_are_known_before_the_end(places, tmp_path):
+    with pytest.raises(ValueError, match=r"1 of 18 lines cannot be used \(1 not JSON\), more than --max-bad 0.05"):
+        extract(places, tmp_path, "--max-bad 0.05")
+    assert [path.name for path in tmp_path.rglob("shard-*.features.npy")] == ["shard-00000.features.npy"]
+
+
+def test_what_a_bad_line_holds_cannot_end_it_nor_can_a_list_of_bad_lines(places, tmp_path):
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    (lists / "a.jsonl").write_text('{"text": "a red cube"}\n{"text": "half a \\ud83d pair"}\n')
+    (lists / "b.jsonl").write_text('{"\\udc00": 1}\n{"text": ["\\udc00", 3], "alt": "\\udc00"}\n' + "[" * 9999)
+    extract(places, tmp_path / "out", f"--data-path {lists} --caption-key llava --max-bad 1.0")
+    stored = [open_features(tmp_path / "out", stem) for stem in "ab"]
+    assert [store.count for store in stored] == [2, 0] and not stored[1].has(0)
+    skipped = [json.loads(line) for line in (tmp_path / "out/b/skipped.jsonl").read_text().splitlines()]
+    assert [bad["cause"] for bad in skipped] == ["no caption", "no caption", "not JSON"]
+    assert "\udc00" in skipped[0]["reason"]
+    with pytest.raises(ValueError, match="none of 3 lines looked at has a caption"):
+        extract(places, tmp_path / "alone", f"--data-path {lists / 'b.jsonl'} --caption-key llava --max-bad 1.0")
 
 
 def test_what_was_cut_is_counted(places, tmp_path, capsys):

@@ -63,6 +63,13 @@ def test_captions_are_read_from_strings_and_lists(lists, tmp_path):
     assert read_captions(mixed, clean=False) == [["A  red\nseven"], ["one", "Two"]]
 
 
+def test_a_caption_that_cleaning_empties_is_named(tmp_path):
+    (tmp_path / "list.jsonl").write_text('{"text": "x"}\n{"text": ["y", "<br>"]}\n')
+    with pytest.raises(ValueError, match="list.jsonl, line 1: cleaning leaves nothing of the caption '<br>'"):
+        read_captions(tmp_path)
+    assert read_captions(tmp_path, clean=False)[1] == ["y", "<br>"]
+
+
 @pytest.mark.parametrize(("text", "error"), [
     ('{"text": "x"}\n{"text": 3}\n', "line 1: 'text' is 3"), ('{"text": "x"}\n{"text": [" "]}\n', "line 1: .*nothing"),
     ('{"text": "x"}\n{"txt": "y"}\n', "line 1: no 'text'"), ("{\n", "line 0: not JSON"),
