@@ -39,7 +39,7 @@ class EncoderOptions:
     """flan-t5-xl (published), t5-v1_1-xl, t5-v1_1-xxl, or any T5 encoder: a folder in --t5-path or its name on the
     Hub."""
     t5_feature_max_len: int | Auto = "auto"
-    """Tokens of a caption at most, the rest is cut off; auto: as the GPT was trained, by itself with 120."""
+    """Tokens of a caption at most, the rest is cut off; auto: 120, in sampling as the GPT was trained."""
     t5_feature_dim: int | Auto = "auto"
     """Width of its features; auto: the encoder's (flan-t5-xl: 2048)."""
     t5_precision: str = "auto"

@@ -7,7 +7,7 @@ Axes: B samples, L rows of the longest caption in a batch, D width of a caption'
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -74,9 +74,9 @@ class StoredFeatures:
         papers = [encoder_of(store) for store in stores]
         self.packed = all(isinstance(store, FeatureStore) for store in stores)
         self.width = stores[0].width
-        self.encoder = next(filter(None, papers), None)  # None: published features, of whatever encoder
+        self.encoder = known_of(papers)
         for store, known in zip(stores, papers):
-            if store.width != self.width or not same_encoder(known, self.encoder):
+            if store.width != self.width or known_of([known, self.encoder]) != self.encoder:
                 raise ValueError(f"{store.flag} {store.folder}: holds features of another encoder ({store.width} wide, "
                                  f"{known}) than {stores[0].folder} ({self.width} wide, {self.encoder}); extract them "
                                  "with one")  # fmt: skip
@@ -108,9 +108,13 @@ def encoder_of(store: AnyFeatures) -> dict | None:
             "cleaned": store.meta["cleaning"]}  # fmt: skip
 
 
-def same_encoder(one: dict | None, other: dict | None) -> bool:
-    """Whether what is known of two encoders agrees."""
-    return not (one and other) or all(None in (one[key], other[key]) or one[key] == other[key] for key in one)
+def known_of(encoders: Iterable[dict | None]) -> dict | None:
+    """What is known of an encoder by some accounts of it, the first that knows; None: published features alone, of
+    whatever encoder. One in float16 has no checksum."""
+    found: dict = {}
+    for told in filter(None, encoders):
+        found |= {key: value for key, value in told.items() if found.get(key) is None}
+    return found or None
 
 
 class Tokens:

@@ -14,6 +14,7 @@ import numpy as np
 # Of the published list under "text": captions by BLIP and by LLaVA, and the first sentence of the latter.
 CAPTION_KEYS = {"blip": 0, "llava": 1, "llava_first": 2}
 PART = 2**24  # bytes that are searched for line ends at once
+SAMPLE = 1000  # lines whose text goes into a list's fingerprint
 
 
 class BadLine(ValueError):
@@ -91,19 +92,27 @@ def line_starts(file: Path) -> np.ndarray:
 
 
 def list_source(file: Path, starts: np.ndarray) -> dict:
-    """What a store says of the list that it was made of; a hash of the lines' lengths tells if it was edited since."""
-    lengths = hashlib.sha256(starts.astype("<i8").tobytes()).hexdigest()[:16]
-    return {"list": file.name, "lines": len(starts) - 1, "lengths": lengths}
+    """What a store says of the list that it was made of; the fingerprint tells if that was edited or reordered since:
+    a hash of where lines begin, and of what some stand there."""
+    lines = len(starts) - 1
+    digest = hashlib.sha256(starts[:-1].astype("<i8").tobytes())
+    with open(file, "rb") as data:
+        for number in np.unique(np.linspace(0, lines - 1, min(SAMPLE, lines)).astype(np.int64)):
+            data.seek(int(starts[number]))
+            digest.update(data.read(int(starts[number + 1] - starts[number])).rstrip(b"\r\n") + b"\n")
+    return {"list": file.name, "lines": lines, "fingerprint": digest.hexdigest()[:16]}
 
 
 def check_source(stored: dict | None, file: Path, starts: np.ndarray, flag: str, folder: Path, remake: str) -> None:
     """ValueError where a store's items are by the lines of another list than this one, or of what it was before."""
-    now = list_source(file, starts)
-    differ = [name for name in ("lines", "lengths") if (stored or {}).get(name) not in (None, now[name])]
-    if differ:
-        raise ValueError(f"{flag} {folder}: was made of a list of {stored['lines']} lines, and not of {file} as it is "
-                         f"now ({now['lines']} lines): items would meet other lines. Give the list as it was, or "
-                         f"{remake}")  # fmt: skip
+    now, stored = list_source(file, starts), stored or {}
+    if stored.get("lines") not in (None, now["lines"]):
+        raise ValueError(f"{flag} {folder}: was made of a list of {stored['lines']} lines, {file} has {now['lines']}: "
+                         f"items would meet other lines. Give the list as it was, or {remake}")  # fmt: skip
+    if stored.get("fingerprint") not in (None, now["fingerprint"]):
+        raise ValueError(f"{flag} {folder}: {file} was edited or reordered since this was made of it: items might meet "
+                         f"other lines. Give the list as it was, or {remake}; if the lines still have their order and "
+                         f"what this holds of them, take the fingerprint out of {folder / 'meta.json'}")  # fmt: skip
 
 
 def read_line(file: Path, starts: np.ndarray, number: int) -> object:

@@ -53,29 +53,44 @@ class Faults:
             return None  # not the process that says it
         seen, empty, *counts = (sum(each) for each in zip(*found))
         _, bad, listing = listed(self.causes, counts, empty)
-        if seen >= FAIR_SAMPLE and bad > self.max_bad * seen:
-            raise ValueError(f"{bad} of the {seen} samples of all processes could not be used ({listing}), more than "
-                             f"--max-bad {self.max_bad} allows; everything is saved")  # fmt: skip
         if bad and bad == seen:
             raise ValueError(f"not one of the {seen} samples could be used ({listing}; warnings name them): nothing "
                              "was learnt")  # fmt: skip
+        if seen >= FAIR_SAMPLE and bad > self.max_bad * seen:
+            raise ValueError(f"{bad} of the {seen} samples of all processes could not be used ({listing}), more than "
+                             f"--max-bad {self.max_bad} allows; everything is saved: mend them (warnings name them), "
+                             "or run the same command with a larger --max-bad and --resume")  # fmt: skip
         return f"{bad} of {seen} samples could not be used: {listing}" if bad else None
 
 
-def refuse_skipped(skipped: Sequence[dict], rows: int, max_bad: float, what: str) -> None:
-    """ValueError where an extraction had to skip more of its rows than it may; that may be known before its end.
+class Skipped:
+    """The rows that an extraction cannot use: if they are too many, it ends as soon as that is certain."""
 
-    skipped: {"row", "path", "reason", "cause"} each; `what` they are, in the plural.
-    """
-    if len(skipped) > max_bad * rows:
-        listing = "\n".join(f"  {bad['path']}, row {bad['row']}: {bad['reason']}" for bad in skipped[:10])
-        raise ValueError(f"{len(skipped)} of {rows} {what} cannot be used ({by_cause(skipped)}), more than --max-bad "
-                         f"{max_bad} allows:\n{listing}\nmend them and extract into another folder, or run the same "
-                         "command with a larger --max-bad, which goes on from what is there")  # fmt: skip
+    def __init__(self, rows: int, max_bad: float, what: str):
+        """rows: of the whole extraction; `what` they are, in the plural."""
+        self.rows, self.max_bad, self.what = rows, max_bad, what
+        self.found: list[dict] = []
+
+    def add(self, more: Sequence[dict]) -> None:
+        """more: {"row", "path", "reason", "cause"} each. ValueError, with the first ten, where too many have come."""
+        self.found += more
+        if len(self.found) > self.max_bad * self.rows:
+            listing = "\n".join(f"  {_named(bad)}" for bad in self.found[:10])
+            raise ValueError(f"{len(self.found)} of {self.rows} {self.what} cannot be used ({by_cause(self.found)}), "
+                             f"more than --max-bad {self.max_bad} allows:\n{listing}\nmend them and extract into "
+                             "another folder, or run the same command with a larger --max-bad, which goes on from what "
+                             "is there")  # fmt: skip
 
 
 def by_cause(skipped: Sequence[dict]) -> str:
-    return ", ".join(f"{count} {cause}" for cause, count in Counter(bad["cause"] for bad in skipped).items())
+    """Of a store that was begun without causes, all are taken for unreadable."""
+    counts = Counter(bad.get("cause", "unreadable") for bad in skipped)
+    return ", ".join(f"{count} {cause}" for cause, count in counts.items())
+
+
+def _named(bad: dict) -> str:
+    path = str(bad["path"])
+    return bad["reason"] if path in bad["reason"] else f"{path}, row {bad['row']}: {bad['reason']}"
 
 
 def listed(causes: Sequence[str], counts: list[int], empty: int) -> tuple[dict[str, int], int, str]:

@@ -22,12 +22,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dataset.faults import Skipped
 from dataset.files import first_read
 from dataset.store import Kind, Store, StoreWriter, open_array
 
 SHARD_SIZE = 2000
 SETTINGS = ("width", "dtype", "encoder", "cleaning", "max_length", "caption_key", "trunc_caption", "source")
 FEATURES = Kind("feature", "captions", "extract_t5_feature.py", SETTINGS)
+MISSING = "without features"  # the cause of a line that the published layout has no file for
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -175,7 +177,7 @@ class PublishedFeatures:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError as error:
             raise ValueError(f"{self.flag} {self.folder}: no features of line {row} ({path.name})") from error
-        except (OSError, ValueError, EOFError) as error:
+        except (ValueError, EOFError) as error:  # not OSError, which says nothing of the file
             raise ValueError(f"{path}: truncated or not an .npy file ({error}); delete it to leave it out") from error
         if array.ndim != 3 or array.shape[0] != 1 or array.dtype.kind != "f":
             raise ValueError(f"{path}: expected floats [1, tokens, width], found {array.dtype} {list(array.shape)}")
@@ -208,20 +210,22 @@ def convert_features(
     lines: int | None = None,
     shard_size: int = SHARD_SIZE,
     flag: str = "--t5-path",
+    max_bad: float = 0.0,
     progress: Callable[[list[int]], Iterable[int]] = iter,
 ) -> dict:
     """A folder of the published layout -> a feature store in `out`; what its meta.json says. Run again, it continues.
 
     `settings`: dtype, and whatever is known of the features; `lines` of their list (else up to the last file).
-    `progress` wraps the list of shards to do, as tqdm does. Lines without a file that can be read are skipped.
+    `progress` wraps the list of shards to do, as tqdm does. Lines without a file are skipped, as are files that hold no
+    features, up to a share of `max_bad`.
     """
     features = PublishedFeatures(published, "--published")
+    settings = {**dict.fromkeys(SETTINGS), "source": {"lines": lines}, "width": features.width, **settings}
     if lines is None:
         lines = int(features.rows[-1]) + 1
     elif int(features.rows[-1]) >= lines:
         raise ValueError(f"--published {published}: has features of line {features.rows[-1]}, but its list has "
                          f"{lines} lines, numbered from 0; give the lists that they were made of")  # fmt: skip
-    settings = {**dict.fromkeys(SETTINGS), "source": {"lines": lines}, "width": features.width, **settings}
     writer = FeatureStoreWriter(out, settings, lines, shard_size, flag)
     for shard in progress(writer.missing_shards()):
         rows = writer.shard_rows(shard)
@@ -231,10 +235,11 @@ def convert_features(
             try:
                 found[row] = features.features(row)
             except ValueError as error:
-                reason, cause = (str(error), "unreadable") if path.exists() else ("there is no such file", "missing")
+                reason, cause = (str(error), "unreadable") if path.exists() else ("there is no such file", MISSING)
                 skipped.append({"row": row, "path": str(path), "reason": reason, "cause": cause})
         packed = torch.cat([torch.empty(0, writer.width), *found.values()])
         writer.write_shard(shard, packed, np.array(list(map(len, found.values())), np.int64), list(found), skipped)
+    Skipped(lines, max_bad, "captions").add([bad for bad in writer.skipped() if bad["cause"] != MISSING])
     return writer.finish()
 
 

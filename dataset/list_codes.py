@@ -1,19 +1,26 @@
 """Codes of the pictures of a list, by the number of their line: a code store, or published files of a picture each."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from dataset.code_store import CodeStore
+from dataset.code_store import CODES, CodeStore
 from dataset.files import first_read
 from dataset.published_codes import read_codes
+
+
+class ListCodeStore(CodeStore):
+    """A code store of a list."""
+
+    kind = replace(CODES, command="extract_codes_t2i.py")
 
 
 class StoredListCodes:
     """A code store whose source is a list: its rows are the list's lines."""
 
     def __init__(self, folder: Path):
-        self.store = CodeStore(folder)
+        self.store = ListCodeStore(folder)
         self.grid, self.image_size = self.store.grid, self.store.image_size
         self.vocab_size, self.tokenizer = self.store.vocab_size, self.store.tokenizer
         self.source: dict | None = self.store.meta["source"]

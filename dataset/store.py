@@ -13,6 +13,7 @@ wrote it in whichever order.
 
 import errno
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
@@ -21,6 +22,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from dataset.faults import Skipped
 from dataset.files import json_of, write_atomic, write_json
 
 _numbers = count()  # of the stores that this process opens: a folder that is written anew is another store
@@ -148,6 +150,16 @@ class StoreWriter:
                 "skipped": len(skipped), "shards": shards}  # fmt: skip
         write_json(self.folder / "meta.json", meta)
         return meta
+
+
+def finish_stores(writers: Sequence[StoreWriter], max_bad: float, what: str) -> list[tuple[list[dict], dict]]:
+    """Once all ranks are done, on one of them: what was skipped of each store, and what its meta.json says. ValueError
+    where too many rows of all were skipped; one store of several may hold nothing."""
+    skipped = [writer.skipped() for writer in writers]
+    rows = sum(writer.rows_total for writer in writers)
+    everything = [bad for each in skipped for bad in each]
+    Skipped(rows, max_bad, what).add(everything)
+    return [(each, writer.finish(empty=len(everything) < rows)) for each, writer in zip(skipped, writers)]
 
 
 class Store:

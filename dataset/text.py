@@ -10,8 +10,8 @@ FORMATS = (".csv", ".tsv", ".jsonl", ".txt")
 
 
 def read_prompts(path: str | Path, flag: str = "") -> list[str]:
-    """The prompts of a file, in its order, without the white space around them; blank lines are passed over, an empty
-    cell is an empty prompt.
+    """The prompts of a file, in its order, without the white space around them. An empty cell is an empty prompt (in a
+    table of one column it is written ""); blank lines, and rows whose cells are all empty, are passed over.
 
     `flag`: who named the file, to be blamed for what cannot be read.
 
@@ -70,7 +70,7 @@ def _of_table(path: Path, lines: list[str]) -> Iterator[str]:
     names: list[str] = []
     for number, row in rows:
         where = f"{path}, line {number}"
-        if not any(cell.strip() for cell in row):
+        if not any(cell.strip() for cell in row) and not (names and row == [""]):
             continue
         if not names:
             names, column = row, _column(row, where)

@@ -106,7 +106,7 @@ def read_file(path: str | Path, flag: str = "checkpoint") -> dict:
             raise ValueError(f"{flag} {path}: holds objects that are not weights, which is not safe to load: "
                              f"{reason}") from error  # fmt: skip
         raise ValueError(f"{flag} {path}: truncated or not a weight file ({reason}); fetch it again") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError) as error:
         raise ValueError(f"{flag} {path}: truncated or not a weight file ({error}); fetch it again") from error
     except Exception as error:
         if type(error).__name__ != "SafetensorError":
@@ -145,6 +145,17 @@ def trained(data: dict) -> dict:
         return {}
     epochs = epochs_after(data["steps"], data.get("order") or {})
     return {"steps": data["steps"]} | ({} if epochs is None else {"epochs": epochs})
+
+
+def differing(before: dict, now: dict) -> list[str]:
+    """What two checkpoints' metas say differently of the data that they were trained on, as far as both say it."""
+    sizes = before.get("image_size"), now.get("image_size")
+    found = [] if None in sizes or sizes[0] == sizes[1] else ["image_size was {}, is {}".format(*sizes)]
+    for part, keys in (("tokenizer", ("checksum",)), ("encoder", ("checksum", "cleaned"))):
+        one, other = before.get(part) or {}, now.get(part) or {}
+        found += [f"the {part} was {one.get('name')} ({key} {one[key]}), is {other.get('name')} ({key} {other[key]})"
+                  for key in keys if None not in (one.get(key), other.get(key)) and one[key] != other[key]]  # fmt: skip
+    return found
 
 
 def epochs_after(steps: int, order: dict) -> float | None:

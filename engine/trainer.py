@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from engine.checkpoint import CheckpointFolder, Weights, clean, epochs_after, load_strict, newest_checkpoint, read_file
+from engine.checkpoint import (
+    CheckpointFolder, Weights, clean, differing, epochs_after, load_strict, newest_checkpoint, read_file,
+)  # fmt: skip
 from engine.distributed import Context, pick_precision
 from engine.logger import Logger
 from engine.optim import EMA, load_optimizer, schedule
@@ -128,8 +130,10 @@ class Trainer:
 
     def load(self, path: Path, state: dict, flag: str) -> None:
         """Continue from `state`, ours or a published training checkpoint."""
+        mine, held = self.task.meta(), state.get("meta", {})
         different = [f"{name} was {value}, is {self.order.get(name)}" for name, value in state.get("order", {}).items()
                      if self.order.get(name) != value]  # fmt: skip
+        different += differing(held, mine)
         if different:
             raise ValueError(f"{flag} {path}: cannot go on exactly, since {'; '.join(different)}. Give the same "
                              "data and flags, or start a new run from these weights with --finetune")  # fmt: skip
@@ -138,7 +142,6 @@ class Trainer:
         if missing:
             raise ValueError(f"{flag} {path}: has no {', '.join(missing)}; --finetune starts from its weights at "
                              "step 0")  # fmt: skip
-        mine, held = self.task.meta(), state.get("meta", {})
         for name in ("kind", "model"):
             if held.get(name, mine[name]) != mine[name]:
                 raise ValueError(f"{flag} {path}: holds the {name} {held[name]}, this run trains {mine[name]}")
@@ -225,8 +228,6 @@ class Trainer:
                     break
             if saved_at != self.step:
                 self.save()
-            if message := task.at_end():
-                self.logger.say(message)
         finally:
             for phase in task.phases:
                 phase.wrapped = phase.module  # DDP would hold the process group beyond its end
@@ -236,6 +237,8 @@ class Trainer:
         if why:
             self.logger.say(f"stopped at step {self.step} of {self.total} ({why}); everything is saved, "
                             "--resume goes on")  # fmt: skip
+        elif message := task.at_end():
+            self.logger.say(message)
         self.logger.close()
         if why == "signal":
             raise SystemExit(128 + (self.stop_signal or signal.SIGTERM))

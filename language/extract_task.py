@@ -15,8 +15,9 @@ from tqdm import tqdm
 
 from dataset.build import batch_loader
 from dataset.captions import BadLine, caption_of, line_starts, list_source, lists_in, read_line, stem_of
-from dataset.faults import by_cause, refuse_skipped
+from dataset.faults import Skipped, by_cause
 from dataset.feature_store import FeatureStoreWriter, convert_features, is_store
+from dataset.store import finish_stores
 from engine.distributed import leave, pick_precision, setup
 from language.clean import clean_caption
 from language.options import ConvertFeatures, ExtractFeatures
@@ -65,6 +66,7 @@ class Lines(Dataset):
             place = int(np.searchsorted(ends, number, side="right"))
             yield place, number - int(ends[place]) + self.counts[place]
 
+
 def extract_features(options: ExtractFeatures) -> None:
     """Write the shards that are missing, then each store's meta.json; an error if too many lines have no caption."""
     captions, encoding, output = options.captions, options.encoding, options.output
@@ -101,11 +103,10 @@ def extract_features(options: ExtractFeatures) -> None:
     loaded = iter(batch_loader(lines, keys, captions.num_workers))
     total = sum(len(stores[place].shard_rows(shard)) for place, shard in mine)
     with tqdm(total=total, unit="caption", disable=None if context.is_main else True) as bar:
-        skipped: list[dict] = []
+        skipped = Skipped(len(lines), encoding.max_bad, "lines")
         for place, shard in mine:
             found = [next(loaded) for _ in chunks(place, shard)]
-            skipped += write_shard(stores[place], shard, found, encoder, encoding.batch_size, bar)
-            refuse_skipped(skipped, len(lines), encoding.max_bad, "lines")  # there may be days to go
+            skipped.add(write_shard(stores[place], shard, found, encoder, encoding.batch_size, bar))
     context.barrier()
     cut = sum(context.gather(encoder.tokenize.cut))
     context.on_main(lambda: finish(stores, encoding.max_bad, cut, encoder.tokenize.max_length))
@@ -150,10 +151,8 @@ def write_shard(writer: FeatureStoreWriter, shard: int, chunks: list[list[tuple[
 
 def finish(stores: list[FeatureStoreWriter], max_bad: float, cut: int, max_length: int) -> None:
     """Count the lines without a caption, then complete the stores."""
-    skipped = [bad for store in stores for bad in store.skipped()]
-    lines = sum(store.rows_total for store in stores)
-    refuse_skipped(skipped, lines, max_bad, "lines")
-    done = [store.finish(empty=len(skipped) < lines) for store in stores]
+    found = finish_stores(stores, max_bad, "lines")
+    skipped, done = [bad for each, _ in found for bad in each], [meta for _, meta in found]
     if cut:
         print(f"{cut} captions had more than {max_length} tokens and were cut")
     if skipped:
@@ -182,8 +181,10 @@ def convert(options: ConvertFeatures) -> None:
             settings["source"] = list_source(file, line_starts(file))
             count = settings["source"]["lines"]
         meta = convert_features(folder, Path(output.t5_path) / folder.name, settings, count, output.shard_size,
+                                max_bad=source.max_bad,
                                 progress=lambda shards: tqdm(shards, unit="shard", disable=None))  # fmt: skip
-        print(f"{folder}: {meta['count']} captions, {meta['skipped']} lines without features, {_room(meta['bytes'])}")
+        print(f"{folder}: {meta['count']} captions, {_room(meta['bytes'])}; {meta['skipped']} lines skipped "
+              "(skipped.jsonl says why)")  # fmt: skip
 
 
 def _room(size: float) -> str:

@@ -82,6 +82,11 @@ class Published:
     """The folder of the published layout, {list}/{line}.npy."""
     data_path: str | None = None
     """The lists that they were made of, to know how many lines there are; default: up to the last file."""
+    max_bad: float = 0.001
+    """End with an error if a larger share of the lines has a file that cannot be read."""
+
+    def __post_init__(self) -> None:
+        check_max_bad(self)
 
 
 @dataclass

@@ -32,10 +32,10 @@ python3 language/extract_t5_feature.py --data-path "$data/lists/train.jsonl" --t
 step "6/7  a GPT on codes and features"
 python3 autoregressive/train/train_t2i.py --data-path "$data/lists/train.jsonl" --code-path "$out/codes" \
     --t5-feat-path "$out/features" --image-size 16 --gpt-model GPT-1M --no-compile --mixed-precision none \
-    --lr 3e-3 --lr-schedule cosine --warmup-steps 100 --global-batch-size 64 --max-steps 2500 --val-fraction 0.02 \
+    --lr 3e-3 --lr-schedule cosine --warmup-steps 100 --global-batch-size 64 --max-steps 3000 --val-fraction 0.02 \
     --val-every 500 --log-every 100 --ckpt-every 500 --keep-ckpts 1 --num-workers 1 --results-dir "$out" --run-name gpt \
     --dropout-p 0 --token-dropout-p 0 --resume
-gpt=$out/gpt/checkpoints/0002500.pt
+gpt=$out/gpt/checkpoints/0003000.pt
 
 step "7/7  400 prompts, and what the pictures show"
 python3 autoregressive/sample/sample_t2i_ddp.py --gpt-ckpt "$gpt" --vq-ckpt "$vq" --t5-path "$out/t5" \

@@ -303,6 +303,16 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(places, tmp_path):
     assert all(torch.equal(killed[name], whole[name]) for name in whole) and len(killed) == len(whole)
 
 
+def test_a_finetuned_run_goes_on_without_the_weights_that_it_began_with(places, tmp_path):
+    assert call(TRAIN, "--max-steps 1", places=places, out=tmp_path / "first") == 0
+    (first,) = checkpoints(tmp_path / "first")
+    flags = f"--finetune --gpt-ckpt {first}"
+    assert call(TRAIN, f"{flags} --max-steps 1", places=places, out=tmp_path) == 0
+    first.unlink()
+    assert call(TRAIN, f"{flags} --max-steps 2 --resume", places=places, out=tmp_path) == 0
+    assert int(checkpoints(tmp_path)[-1].stem) == 2
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_signal_to_the_whole_process_group_ends_a_run_saved(number, places, tmp_path):
     process = start("--max-steps 100000 --ckpt-every 5 --num-workers 1 --keep-ckpts 1", places, tmp_path)

@@ -16,8 +16,9 @@ from dataset.build import batch_loader, build_source
 from dataset.caption_lists import CaptionLists, ListedPictures
 from dataset.captions import list_source, lists_in, stem_of
 from dataset.codes import CodeStoreWriter
-from dataset.faults import by_cause, refuse_skipped
+from dataset.faults import Skipped, by_cause
 from dataset.images import Crops, fingerprint, scale
+from dataset.store import finish_stores
 from engine.distributed import Context, leave, pick_precision, setup
 from tokenizer.tokenizer_image.vq_load import Tokenizer, load_tokenizer
 
@@ -31,11 +32,14 @@ def extract_codes(options: ExtractCodes) -> None:
     tokenizer = load_for(options, context)
     source = build_source(data.dataset, data.data_path, data.split)
     count = min(len(source), DEBUG_PICTURES) if extraction.debug else len(source)
+    skipped = Skipped(count, extraction.max_bad, "pictures")
     ranges = extraction.crop_range if extraction.ten_crop else ()
     crops = Crops(source, extraction.image_size, data.flips, ranges)
     told = {"pictures": fingerprint(source, data.data_path), "dataset": data.dataset, "split": data.split,
             "ten_crop_ranges": list(ranges)}  # fmt: skip
-    fill_store(Path(extraction.code_path), crops, count, told, tokenizer, extraction, data.num_workers, context)
+    folder, workers = Path(extraction.code_path), data.num_workers
+    writer = fill_store(folder, crops, count, told, tokenizer, extraction, workers, context, skipped)
+    context.on_main(lambda: finish([writer], extraction.max_bad))
     leave()
 
 
@@ -44,13 +48,19 @@ def extract_list_codes(options: ExtractTextCodes) -> None:
     extraction, lists = options.extraction, options.lists
     context = setup(extraction.device)
     tokenizer = load_for(options, context)
-    for file in lists_in(lists.data_path, lists.data_start, lists.data_end):
-        source = ListedPictures(CaptionLists([file]), extraction.image_size)
-        count = min(len(source), DEBUG_PICTURES) if extraction.debug else len(source)
+    files = lists_in(lists.data_path, lists.data_start, lists.data_end)
+    sources = [ListedPictures(CaptionLists([file]), extraction.image_size) for file in files]
+    counts = [min(len(source), DEBUG_PICTURES) if extraction.debug else len(source) for source in sources]
+    skipped = Skipped(sum(counts), extraction.max_bad, "pictures")
+    writers = []
+    for file, source, count in zip(files, sources, counts):
         crops = Crops(source, extraction.image_size, flip=False)
         told = list_source(file, source.lists.starts[0])
         folder = Path(extraction.code_path) / stem_of(file)
-        fill_store(folder, crops, count, told, tokenizer, extraction, lists.num_workers, context)
+        writers.append(
+            fill_store(folder, crops, count, told, tokenizer, extraction, lists.num_workers, context, skipped)
+        )
+    context.on_main(lambda: finish(writers, extraction.max_bad))
     leave()
 
 
@@ -65,8 +75,9 @@ def load_for(options: ExtractCodes | ExtractTextCodes, context: Context) -> Toke
 
 
 def fill_store(folder: Path, crops: Crops, count: int, source: dict, tokenizer: Tokenizer, extraction: Extraction,
-               workers: int, context: Context) -> None:  # fmt: skip
-    """The codes of the first `count` pictures; `source`: what is told of them."""
+               workers: int, context: Context, skipped: Skipped) -> CodeStoreWriter:  # fmt: skip
+    """The codes of the first `count` pictures, all but meta.json; `source`: what is told of them. What this rank cannot
+    use is added to `skipped`."""
     model, size = tokenizer.model, extraction.image_size
     settings = {
         "grid": [size // model.downsample] * 2,
@@ -87,12 +98,10 @@ def fill_store(folder: Path, crops: Crops, count: int, source: dict, tokenizer: 
     mine = missing[context.rank :: context.world]
     pictures = sum(len(writer.shard_rows(shard)) for shard in mine)
     with tqdm(total=pictures, desc=folder.name, unit="picture", disable=None if context.is_main else True) as bar:
-        skipped: list[dict] = []
         for shard in mine:
-            skipped += write_shard(writer, shard, crops, tokenizer, extraction.batch_size, workers, context, bar)
-            refuse_skipped(skipped, count, extraction.max_bad, "pictures")  # there may be days to go
+            skipped.add(write_shard(writer, shard, crops, tokenizer, extraction.batch_size, workers, context, bar))
     context.barrier()
-    context.on_main(lambda: finish(writer, count, extraction.max_bad))
+    return writer
 
 
 def write_shard(writer: CodeStoreWriter, shard: int, crops: Crops, tokenizer: Tokenizer, batch_size: int, workers: int,
@@ -118,12 +127,10 @@ def write_shard(writer: CodeStoreWriter, shard: int, crops: Crops, tokenizer: To
     return skipped
 
 
-def finish(writer: CodeStoreWriter, count: int, max_bad: float) -> None:
-    """Count the pictures that could not be used, then complete the store."""
-    skipped = writer.skipped()
-    refuse_skipped(skipped, count, max_bad, "pictures")
-    meta = writer.finish()
-    listing = writer.folder / "skipped.jsonl"
-    note = f", {len(skipped)} skipped ({by_cause(skipped)}; {listing} names them)" if skipped else ""
-    print(f"{meta['count']} pictures x {meta['crops']} crops of {meta['grid'][0]} x {meta['grid'][1]} codes -> "
-          f"{writer.folder}{note}")  # fmt: skip
+def finish(writers: list[CodeStoreWriter], max_bad: float) -> None:
+    """Count the pictures that could not be used, then complete the stores."""
+    for writer, (skipped, meta) in zip(writers, finish_stores(writers, max_bad, "pictures")):
+        listing = writer.folder / "skipped.jsonl"
+        note = f", {len(skipped)} skipped ({by_cause(skipped)}; {listing} names them)" if skipped else ""
+        print(f"{meta['count']} pictures x {meta['crops']} crops of {meta['grid'][0]} x {meta['grid'][1]} codes -> "
+              f"{writer.folder}{note}")  # fmt: skip

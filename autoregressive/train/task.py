@@ -63,7 +63,8 @@ class GPTTask:
         raise NotImplementedError
 
     def validate(self) -> dict[str, float]:
-        """Loss of the held-out pictures of all ranks in nats a code; every picture that counts weighs alike."""
+        """Loss of the held-out pictures of all ranks in nats a code; every picture that counts weighs alike. Nothing
+        where none does."""
         if self.held_out is None:
             return {}
         world = self.context.world
@@ -76,7 +77,7 @@ class GPTTask:
             losses += float(self.conditional_loss(self.model, batch, drop=None)) * counted
             count += counted
         sums = self.context.mean({"losses": losses, "count": count})
-        return {"val_loss": sums["losses"] / (sums["count"] or 1.0)}
+        return {"val_loss": sums["losses"] / sums["count"]} if sums["count"] else {}
 
     def preview(self, path: Path) -> None:
         if self.pipeline is None:

@@ -31,7 +31,7 @@ from dataset.captions import lists_in
 from dataset.codes import held_out_rows
 from dataset.faults import Faults
 from dataset.images import scale
-from engine.checkpoint import read_file
+from engine.checkpoint import differing, read_file
 from engine.distributed import setup
 from engine.trainer import Run
 from language.padding import pad_left
@@ -190,13 +190,9 @@ def begins_a_stage(checkpoint: str, shape: dict, papers: dict) -> bool:
     or on another tokenizer's codes."""
     data = read_file(checkpoint, "--gpt-ckpt")
     meta = data["meta"] if isinstance(data.get("meta"), dict) else {}
-    for part, key in (("encoder", "checksum"), ("encoder", "cleaned"), ("tokenizer", "checksum")):
-        theirs, ours = meta.get(part) or {}, papers.get(part) or {}
-        before, now = theirs.get(key), ours.get(key)
-        if None not in (before, now) and before != now:
-            raise ValueError(f"--gpt-ckpt {checkpoint}: was trained with the {part} {theirs['name']} ({key} {before}), "
-                             f"the data are of {ours['name']} ({key} {now}); prepare them with that one, or give "
-                             "--finetune to go over to this one")  # fmt: skip
+    if different := differing(meta, {**papers, "image_size": None}):
+        raise ValueError(f"--gpt-ckpt {checkpoint}: was trained on other data, since {'; '.join(different)}. Prepare "
+                         "them alike, or give --finetune to go over to these")  # fmt: skip
     config = meta.get("config", {})
     anew = "optimizer" not in data or config.get("block_size") != shape["block_size"]
     if anew:

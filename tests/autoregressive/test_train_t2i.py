@@ -1,6 +1,7 @@
 """Training on captions: every way to the same batch gives the same loss, stages go on, faults end in a sentence."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from autoregressive.train.options import (
 )
 from autoregressive.train.text_task import CaptionTask, train_t2i
 from dataset.caption_lists import CaptionLists
-from dataset.captioned import Captioned, Pixels, StoredCodes, StoredFeatures, Tokens
+from dataset.captioned import Captioned, Pixels, StoredCodes, StoredFeatures, Tokens, Unusable
 from dataset.captions import lists_in
 from dataset.feature_store import FeatureStoreWriter
 from engine.distributed import Context
@@ -210,7 +211,8 @@ def test_held_out_pictures_that_cannot_be_used_do_not_lower_the_loss(places, tmp
     each = [float(loss(alone, tuple(set(range(7)) - {row}))) for row in range(7)]
     assert loss(alone) == pytest.approx(np.mean(each), rel=1e-5)
     assert loss(alone, (2, 5)) == pytest.approx(np.mean([each[row] for row in (0, 1, 3, 4, 6)]), rel=1e-5)
-    assert loss(alone, tuple(range(7))) == 0
+    with pytest.raises(KeyError):
+        loss(alone, tuple(range(7)))
 
 
 # ---- stages
@@ -224,6 +226,19 @@ def test_stage_2_goes_on_with_the_weights_at_another_size(plain, places, tmp_pat
     assert saved["steps"] == 1 and saved["meta"]["config"]["block_size"] == 64 and saved["meta"]["image_size"] == 32
     assert saved["model"].keys() == before["model"].keys(), "no weight depends on the size"
     assert all(torch.equal(saved["model"][name], before["model"][name]) for name in before["model"])
+
+
+def test_a_run_goes_on_with_the_data_that_it_began_with_alone(plain, places, tmp_path):
+    """Neither other features, nor pictures of another size."""
+    other = TextEncoder.load("tiny", places / "t5")
+    other.model.encoder.final_layer_norm.weight.data += 1
+    for name in "ab":
+        write_features(tmp_path / "other" / name, other, ["red"] * 7)
+    shutil.copytree(plain / "run", tmp_path / "run")
+    for changed, words in (({"t5_feat_path": str(tmp_path / "other")}, r"the encoder was tiny \(checksum .* is tiny"),
+                           ({"image_size": 32}, "image_size was 16, is 32")):  # fmt: skip
+        with pytest.raises(ValueError, match=f"--resume .*cannot go on exactly, since {words}.*--finetune"):
+            train_t2i(asked(places, tmp_path, steps=6, run={"resume": True}, **changed))
 
 
 def test_a_checkpoint_of_the_same_size_goes_on_at_its_step(plain, places, tmp_path):
@@ -253,15 +268,17 @@ def test_weights_without_an_optimizer_start_at_step_0(entries, plain, places, tm
 
 
 @pytest.mark.parametrize("part, key, words", [
-    ("encoder", "checksum", r"the encoder other \(checksum 000"), ("tokenizer", "checksum", "the tokenizer other"),
-    ("encoder", "cleaned", r"the encoder other \(cleaned False\), the data are of tiny \(cleaned True\)"),
+    ("encoder", "checksum", r"the encoder was other \(checksum 000"),
+    ("tokenizer", "checksum", "the tokenizer was other"),
+    ("encoder", "cleaned", r"the encoder was other \(cleaned False\), is tiny \(cleaned True\)"),
 ])  # fmt: skip
 def test_weights_of_another_encoder_or_tokenizer_are_refused(part, key, words, plain, places, tmp_path):
     state = checkpoint(plain, 4)
     state["meta"][part] = {"name": "other", key: {"checksum": "0" * 16, "cleaned": False}[key]}
     torch.save(state, tmp_path / "other.pt")
     given = {"image_size": 32, "gpt_ckpt": str(tmp_path / "other.pt")}
-    with pytest.raises(ValueError, match=f"--gpt-ckpt .*other.pt: was trained with {words}.*--finetune"):
+    said = f"--gpt-ckpt .*other.pt: was trained on other data, since {words}.*--finetune"
+    with pytest.raises(ValueError, match=said):
         train_t2i(asked(places, tmp_path, steps=1, **given))
     train_t2i(asked(places, tmp_path, steps=1, finetune=True, **given))
 
@@ -321,6 +338,16 @@ def test_pictures_that_cannot_be_used_are_counted_by_cause_and_too_many_are_know
     extract_list_codes(ExtractTextCodes(options, ListOptions(str(lists), num_workers=0), tokenizer))
     assert "7 pictures x 1 crops" in (said := capsys.readouterr().out)
     assert "2 skipped (1 not JSON, 1 no picture; " in said and "skipped.jsonl names them)" in said
+    # All lists count together, and one of them may hold nothing.
+    (lists / "b.jsonl").write_text("{torn\n")
+    together = replace(options, code_path=str(tmp_path / "together"))
+    extract_list_codes(ExtractTextCodes(together, ListOptions(str(lists), num_workers=0), tokenizer))
+    assert "0 pictures x 1 crops" in capsys.readouterr().out
+    codes = StoredCodes(CaptionLists(lists_in(lists)), str(tmp_path / "together"))
+    assert len(codes.read(1, {}, 0)) == 16
+    with pytest.raises(Unusable, match="no codes of its picture"):
+        codes.read(9, {}, 0)
+    (lists / "b.jsonl").unlink()
     strict = replace(options, code_path=str(tmp_path / "strict"), max_bad=0.05)
     with pytest.raises(ValueError, match=r"1 of 9 pictures cannot be used \(1 not JSON\), more than --max-bad 0.05"):
         extract_list_codes(ExtractTextCodes(strict, ListOptions(str(lists), num_workers=0), tokenizer))

@@ -13,11 +13,11 @@ import dataset.faults as faults_module
 from dataset.augmentation import center_crop_arr
 from dataset.build import loader
 from dataset.caption_lists import CaptionLists, ListedPictures
-from dataset.captioned import CAUSES, Captioned, Pixels, StoredCodes, StoredFeatures, Tokens, Unusable, same_encoder
+from dataset.captioned import CAUSES, Captioned, Pixels, StoredCodes, StoredFeatures, Tokens, Unusable, known_of
 from dataset.captions import line_starts, list_source, lists_in, stem_of
 from dataset.code_store import CodeStoreWriter
-from dataset.faults import Faults
-from dataset.feature_store import FeatureStoreWriter
+from dataset.faults import Faults, Skipped, by_cause
+from dataset.feature_store import FeatureStoreWriter, convert_features
 from dataset.images import TooSmall
 from dataset.order import Order
 from language.padding import pad_left
@@ -206,6 +206,9 @@ def features(folder: Path, source: dict, checksum: str | None = "1") -> None:
     writer.finish()
 
 
+EDITED = "(was made of a list of 5 lines, .*has 6: items would|.*a.x.jsonl was edited or reordered since)"
+
+
 def test_stores_of_a_list_that_was_edited_since_are_refused(tmp_path):
     """Otherwise lines would meet the features and codes of others."""
     file = write_lists(tmp_path / "lists", (5,)) / "a.x.jsonl"
@@ -223,27 +226,58 @@ def test_stores_of_a_list_that_was_edited_since_are_refused(tmp_path):
     for number, edited in enumerate((lines[::-1], [*lines[1:], lines[0]], [*lines, lines[0]])):
         file.write_text("\n".join(edited) + "\n")
         lists = CaptionLists([file])
-        with pytest.raises(ValueError, match="--code-path .*codes/a: was made of a list of 5 lines, and not of "):
+        with pytest.raises(ValueError, match=f"--code-path .*codes/a: {EDITED}"):
             StoredCodes(lists, str(tmp_path / "codes"))
         features(tmp_path / str(number) / "a", list_source(file, lists.starts[0]))
         for long, short, flag in (("long", None, "--t5-feat-path"), (str(number), "short", "--short-t5-feat-path")):
-            with pytest.raises(ValueError, match=f"{flag} .*a: was made of a list of 5 lines"):
+            with pytest.raises(ValueError, match=f"{flag} .*a: {EDITED}"):
                 StoredFeatures(lists, str(tmp_path / long), short and str(tmp_path / short), 0.5, 0, 120)
-    file.write_text("\n".join(lines) + "\n")
-    open_all(CaptionLists([file]))
+    for ending in ("\n", ""):  # the last line may lack its end
+        file.write_text("\n".join(lines) + ending)
+        open_all(CaptionLists([file]))
+
+
+def test_lines_of_equal_lengths_that_change_their_places_are_another_list(tmp_path):
+    file, found = tmp_path / "list.jsonl", set()
+    for text in ("ab\ncd\nef\n", "ab\nef\ncd\n", "ab\ncd\nef", "abc\nd\nef\n"):
+        file.write_text(text)
+        found.add(list_source(file, line_starts(file))["fingerprint"])
+    assert len(found) == 3
+
+
+def test_features_that_were_converted_without_their_list_belong_to_it_up_to_the_last(tmp_path):
+    lists = CaptionLists([write_lists(tmp_path / "lists", (5,)) / "a.x.jsonl"])
+    (tmp_path / "published/a").mkdir(parents=True)
+    for line in range(3):
+        np.save(tmp_path / f"published/a/{line}.npy", np.ones((1, 2, 4), np.float32))
+    convert_features(tmp_path / "published/a", tmp_path / "features/a", {"dtype": "bf16"})
+    stored = StoredFeatures(lists, str(tmp_path / "features"), None, 0.0, 0, 120)
+    assert len(stored.read(2, {}, 0)) == 2
+    with pytest.raises(Unusable, match="no features of its caption"):
+        stored.read(4, {}, 0)
 
 
 def test_encoders_are_the_same_as_far_as_is_known(tmp_path):
     """A float16 encoder has no checksum."""
     known = {"name": "t", "checksum": "1", "width": 4}
-    assert same_encoder(None, known) and same_encoder(known, {**known, "checksum": None})
-    assert not same_encoder(known, {**known, "checksum": "2"}) and not same_encoder(known, {**known, "width": 5})
+    assert known_of([None, None]) is None and known_of([None, known]) == known
+    assert known_of([{**known, "checksum": None}, None, known]) == known
+    assert known_of([{**known, "checksum": "2"}, known])["checksum"] == "2"
     lists = CaptionLists([write_lists(tmp_path / "lists", (5,)) / "a.x.jsonl"])
     for name, checksum in (("long", None), ("short", "1"), ("other", "2")):
         features(tmp_path / name / "a", {}, checksum)
-    StoredFeatures(lists, str(tmp_path / "long"), str(tmp_path / "short"), 0.5, 0, 120)
+    stored = StoredFeatures(lists, str(tmp_path / "long"), str(tmp_path / "short"), 0.5, 0, 120)
+    assert stored.encoder["checksum"] == "1", "what one knows is known of both"
     with pytest.raises(ValueError, match="--short-t5-feat-path .*another encoder"):
         StoredFeatures(lists, str(tmp_path / "short"), str(tmp_path / "other"), 0.5, 0, 120)
+
+
+def test_three_lists_of_which_one_does_not_know_its_encoder(tmp_path):
+    lists = CaptionLists(lists_in(write_lists(tmp_path / "lists", (5, 5, 5))))
+    for name, checksum in zip("abc", (None, "1", "2")):
+        features(tmp_path / "features" / name, {}, checksum)
+    with pytest.raises(ValueError, match="--t5-feat-path .*features/c: holds features of another encoder"):
+        StoredFeatures(lists, str(tmp_path / "features"), None, 0.0, 0, 120)
 
 
 # ---- codes
@@ -257,6 +291,13 @@ def store(folder: Path, rows: list[int], lines: int, **changed) -> None:
     codes = np.array(rows)[:, None, None] % 9 + np.zeros((1, 1, 4), int)
     writer.write_shard(0, codes, np.full(len(rows), -1), np.array(rows), skipped)
     writer.finish()
+
+
+def test_an_unfinished_store_of_a_list_names_its_command(folder, tmp_path):
+    store(tmp_path / "codes/a", list(range(5)), 5)
+    (tmp_path / "codes/a/meta.json").unlink()
+    with pytest.raises(ValueError, match="run extract_codes_t2i.py again with the same flags"):
+        StoredCodes(CaptionLists([folder / "a.x.jsonl"]), str(tmp_path / "codes"))
 
 
 def test_codes_are_those_of_the_line_in_our_store_and_in_the_published_layout(folder, tmp_path):
@@ -305,6 +346,13 @@ def test_faults_are_said_once_a_cause_and_too_many_end_the_run(monkeypatch):
     with pytest.raises(ValueError, match=r"7 of the 121 samples seen .*\(6 bad lines, 1 torn pictures\), more than "
                                          "--max-bad 0.05 allows"):  # fmt: skip
         found.check(5)
+
+
+def test_a_store_that_was_begun_without_causes_is_finished():
+    found = [{"row": 0, "path": "a.png", "reason": "torn"}, {"row": 1, "path": "b", "reason": "c", "cause": "small"}]
+    assert by_cause(found) == "1 unreadable, 1 small"
+    with pytest.raises(ValueError, match=r"(?s)2 of 10 pictures cannot be used .*\n  a.png, row 0: torn\n"):
+        Skipped(10, 0.1, "pictures").add(found)
 
 
 def test_samples_that_count_nothing_are_counted():

@@ -1,5 +1,6 @@
 """Caption features: what is stored is what was written, by any ranks, and equals the published layout."""
 
+import errno
 import json
 import os
 import pickle
@@ -81,6 +82,7 @@ def test_a_store_gives_back_what_was_written(tmp_path):
 
 def test_more_shards_than_a_process_may_open_are_read(tmp_path, monkeypatch):
     store = make_store(tmp_path)
+    assert store_module._mapped.cache_info().maxsize < 1024, "of files that a process often may have open"
     monkeypatch.setattr(store_module, "_mapped", lru_cache(2)(store_module._mapped.__wrapped__))
     opened = []
     open_array = store_module.open_array
@@ -222,14 +224,32 @@ def test_what_cannot_be_converted_is_skipped(tmp_path):
     folder = publish(tmp_path / "old")
     np.save(folder / "3.npy", np.full((1, 2, WIDTH), np.inf, np.float32))
     (folder / "7.npy").write_bytes(b"torn")
-    meta = convert_features(folder, tmp_path / "new", {"dtype": "bf16"}, ROWS, SHARD)
+    with pytest.raises(ValueError, match=rf"2 of {ROWS} captions cannot be used \(2 unreadable\), more than --max-bad"):
+        convert_features(folder, tmp_path / "new", {"dtype": "bf16"}, ROWS, SHARD)
+    meta = convert_features(folder, tmp_path / "new", {"dtype": "bf16"}, ROWS, SHARD, max_bad=0.1)
     assert (meta["count"], meta["skipped"]) == (16, 7)
     skipped = [json.loads(line) for line in (tmp_path / "new/skipped.jsonl").read_text().splitlines()]
     reasons = {bad["row"]: (bad["cause"], bad["reason"]) for bad in skipped}
-    assert {row for row, (cause, _) in reasons.items() if cause == "missing"} == set(BAD)
+    assert {row for row, (cause, _) in reasons.items() if cause == "without features"} == set(BAD)
     assert "3.npy: holds features that are not finite" in reasons[3][1] and "7.npy: truncated" in reasons[7][1]
     store = FeatureStore(tmp_path / "new")
     assert torch.equal(store.features(8), FEATURES[8].to(torch.bfloat16)) and not store.has(7)
+
+
+def test_a_disk_that_cannot_be_read_now_is_no_fault_of_a_caption(tmp_path, monkeypatch):
+    folder = publish(tmp_path / "old")
+    load, failing = np.load, [True]
+
+    def loaded(path, *more, **options):
+        if failing[0] and path.name == "3.npy":
+            raise OSError(errno.EIO, "Input/output error")
+        return load(path, *more, **options)
+
+    monkeypatch.setattr(np, "load", loaded)
+    with pytest.raises(OSError, match="Input/output"):
+        convert_features(folder, tmp_path / "new", {"dtype": "bf16"}, ROWS, SHARD, max_bad=1.0)
+    failing[0] = False
+    assert convert_features(folder, tmp_path / "new", {"dtype": "bf16"}, ROWS, SHARD)["count"] == 18
 
 
 def test_features_that_cannot_be_opened(tmp_path):

@@ -67,7 +67,8 @@ def test_quotes_that_enclose_no_column_belong_to_the_prompt_and_swallow_nothing(
 
 @pytest.mark.parametrize(("name", "text"), [
     ("list.tsv", "Prompt\tNote\na\tx\n  \tx\n\nb\tx\n"), ("list.csv", "Prompt,Note\na,x\n,x\n,\nb,x\n"),
-    ("list.jsonl", '{"prompt": "a"}\n{"prompt": ""}\n\n{"prompt": "b"}'),
+    ("list.jsonl", '{"prompt": "a"}\n{"prompt": ""}\n\n{"prompt": "b"}'), ("list.csv", 'Prompt\na\n""\n\n  \nb\n'),
+    ("list.tsv", '\nPrompt\na\n""\n\n  \nb\n'),
 ])  # fmt: skip
 def test_an_empty_cell_is_an_empty_prompt_and_an_empty_line_is_nothing(name, text, tmp_path):
     assert read_prompts(written(tmp_path, name, text)) == ["a", "", "b"]

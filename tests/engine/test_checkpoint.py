@@ -257,7 +257,7 @@ def test_damaged_checkpoints_are_named_and_passed_over(tmp_path):
     assert ["0000003.pt" in said[0], "0000002.pt" in said[1], len(said)] == [True, True, 2]
     far.save(2, {"steps": 2})
     assert newest_checkpoint([near, far], said.append) == far.path(2)  # such as a bucket, on another machine
-    near.path(1).write_bytes(b"")
+    near.path(1).write_bytes(b"torn")
     with pytest.raises(ValueError, match="--resume: none of the 3 checkpoints"):
         newest_checkpoint([near], said.append)
 

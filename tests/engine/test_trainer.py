@@ -123,6 +123,8 @@ def test_sigterm_saves_exits_and_the_run_goes_on(tmp_path):
     done = run_script(SCRIPT, *flags, "--kill-at", "6", code=143)
     assert "stopped at step 7 of 12 (signal); everything is saved" in done.stdout + done.stderr
     assert last(tmp_path / "cut")["steps"] == 7
+    ends = [(tmp_path / name / "run/log.txt").read_text().count("that was all") for name in ("cut", "whole")]
+    assert ends == [0, 1], "a stopped run has not ended"
     train(options(tmp_path / "cut", dropout=0.3, resume=True))
     assert same(last(tmp_path / "cut")["model"], last(tmp_path / "whole")["model"])
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before, "handlers are given back"
