@@ -18,14 +18,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from engine.checkpoint import (
-    CheckpointFolder, Weights, clean, differing, epochs_after, load_strict, newest_checkpoint, read_file,
-)  # fmt: skip
+from engine.checkpoint import Weights, clean, differing, epochs_after, load_strict, newest_checkpoint, read_file
 from engine.distributed import Context, pick_precision
 from engine.logger import Logger
 from engine.optim import EMA, load_optimizer, schedule
-from engine.options import OptimOptions, RunOptions
+from engine.options import OptimOptions
 from engine.parallel import clip, no_sync, wrap
+from engine.run import Run
 
 # Dense bf16 rates without sparsity, in FLOP/s, of the vendor's data sheets; the first name found in the card's counts.
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12, "A10G": 70e12}
@@ -59,35 +58,6 @@ class Task(Protocol):
     def preview(self, path: Path) -> None: ...
     def after_step(self, step: int) -> str | None: ...  # something that the user must hear, or None
     def at_end(self) -> str | None: ...  # the same, when all steps are done
-
-
-class Run:
-    """The folders of one run. `begun`: it has checkpoints, from the newest of which --resume goes on."""
-
-    def __init__(self, options: RunOptions, model: str, context: Context):
-        self.options = options
-        if not options.local_save and not options.cloud_save_path:
-            raise ValueError("--no-local-save: give --cloud-save-path a folder for the checkpoints")
-        self.name = context.on_main(lambda: self._name(model))
-        self.folder = Path(options.results_dir) / self.name
-        roots = [options.results_dir] * options.local_save + [options.cloud_save_path] * bool(options.cloud_save_path)
-        self.stores = [CheckpointFolder(Path(root) / self.name / "checkpoints", options.keep_ckpts, options.keep_every)
-                       for root in roots]  # fmt: skip
-        if options.run_name and not options.resume and any(store.steps() for store in self.stores):
-            raise ValueError(f"--run-name {self.name}: that run has checkpoints; add --resume to go on, "
-                             "or take another name")  # fmt: skip
-        # One rank looks: without a shared folder, the others have no checkpoints.
-        self.begun = context.on_main(lambda: options.resume and any(store.steps() for store in self.stores))
-
-    def _name(self, model: str) -> str:
-        if self.options.run_name:
-            return self.options.run_name
-        roots = [self.options.results_dir, self.options.cloud_save_path]
-        taken = {p.name for root in roots if root for p in Path(root).glob("[0-9][0-9][0-9]-*")}
-        mine = sorted(name for name in taken if name[4:] == model)
-        if self.options.resume and mine:
-            return mine[-1]
-        return f"{max((int(name[:3]) for name in taken), default=-1) + 1:03d}-{model}"
 
 
 class Trainer:

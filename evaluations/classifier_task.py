@@ -22,7 +22,8 @@ from dataset.order import HELD_OUT, Order, draw
 from engine.checkpoint import save_safetensors
 from engine.distributed import Context, leave, setup
 from engine.optim import adamw
-from engine.trainer import Phase, Run, Trainer, evaluating
+from engine.run import Run
+from engine.trainer import Phase, Trainer, evaluating
 from evaluations.convnet import ConvNet, ConvNetConfig
 from evaluations.options import ClassifierTraining, TrainClassifier
 

@@ -26,7 +26,8 @@ from engine.checkpoint import load_strict, read_weights
 from engine.distributed import Context, leave, setup
 from engine.optim import adamw
 from engine.options import OptimOptions
-from engine.trainer import Phase, Run, Trainer
+from engine.run import Run
+from engine.trainer import Phase, Trainer
 from evaluations.images import save_grid
 from tokenizer.tokenizer_image.vq_load import load_tokenizer, refuse_other_codes
 

@@ -33,7 +33,7 @@ from dataset.faults import Faults
 from dataset.images import scale
 from engine.checkpoint import differing, read_file
 from engine.distributed import setup
-from engine.trainer import Run
+from engine.run import Run
 from language.padding import pad_left
 from language.t5 import TextEncoder
 from tokenizer.tokenizer_image.vq_load import Tokenizer, load_tokenizer, refuse_other_codes

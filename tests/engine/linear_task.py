@@ -19,7 +19,8 @@ from engine.config import parse
 from engine.distributed import Context, leave, setup
 from engine.optim import adamw
 from engine.options import OptimOptions, RunOptions
-from engine.trainer import Phase, Run, Trainer
+from engine.run import Run
+from engine.trainer import Phase, Trainer
 
 
 @dataclass

@@ -14,7 +14,7 @@ from support import run_script
 from engine.checkpoint import read_weights
 from engine.distributed import Context
 from engine.options import OptimOptions, RunOptions
-from engine.trainer import Run
+from engine.run import Run
 
 SCRIPT = Path(__file__).with_name("linear_task.py")
 ALONE = Context(0, 1, torch.device("cpu"))

@@ -21,7 +21,8 @@ from dataset.order import Order
 from engine.checkpoint import load_strict, read_weights
 from engine.distributed import Context, leave, setup
 from engine.optim import adamw
-from engine.trainer import Phase, Run, Trainer
+from engine.run import Run
+from engine.trainer import Phase, Trainer
 from evaluations.images import save_grid, to_bytes
 from tokenizer.tokenizer_image.discriminator import build_discriminator
 from tokenizer.tokenizer_image.perceptual import build_perceptual

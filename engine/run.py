@@ -1,0 +1,36 @@
+"""Where a training run leaves its things."""
+
+from pathlib import Path
+
+from engine.checkpoint import CheckpointFolder
+from engine.distributed import Context
+from engine.options import RunOptions
+
+
+class Run:
+    """The folders of one run. `begun`: it has checkpoints, from the newest of which --resume goes on."""
+
+    def __init__(self, options: RunOptions, model: str, context: Context):
+        self.options = options
+        if not options.local_save and not options.cloud_save_path:
+            raise ValueError("--no-local-save: give --cloud-save-path a folder for the checkpoints")
+        self.name = context.on_main(lambda: self._name(model))
+        self.folder = Path(options.results_dir) / self.name
+        roots = [options.results_dir] * options.local_save + [options.cloud_save_path] * bool(options.cloud_save_path)
+        self.stores = [CheckpointFolder(Path(root) / self.name / "checkpoints", options.keep_ckpts, options.keep_every)
+                       for root in roots]  # fmt: skip
+        if options.run_name and not options.resume and any(store.steps() for store in self.stores):
+            raise ValueError(f"--run-name {self.name}: that run has checkpoints; add --resume to go on, "
+                             "or take another name")  # fmt: skip
+        # One rank looks: without a shared folder, the others have no checkpoints.
+        self.begun = context.on_main(lambda: options.resume and any(store.steps() for store in self.stores))
+
+    def _name(self, model: str) -> str:
+        if self.options.run_name:
+            return self.options.run_name
+        roots = [self.options.results_dir, self.options.cloud_save_path]
+        taken = {p.name for root in roots if root for p in Path(root).glob("[0-9][0-9][0-9]-*")}
+        mine = sorted(name for name in taken if name[4:] == model)
+        if self.options.resume and mine:
+            return mine[-1]
+        return f"{max((int(name[:3]) for name in taken), default=-1) + 1:03d}-{model}"
