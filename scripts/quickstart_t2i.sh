@@ -2,7 +2,7 @@
 # From nothing to pictures drawn from prompts: handwritten digits in one colour on a ground of another, with captions
 # such as "a large red seven on a blue background". A text encoder, a tokenizer and a GPT are trained by the commands, flags
 # and formats of a big run; at the end 400 prompts are sampled and it is counted how many pictures show the asked
-# digit, colour and ground. About 11 minutes on 2 CPU cores. Everything is left in quickstart_t2i/; a stopped run goes on
+# digit, colour and ground. About 13 minutes on 2 CPU cores. Everything is left in quickstart_t2i/; a stopped run goes on
 # when it is started again.
 source "$(dirname "$0")/environment.sh"
 out=${1:-quickstart_t2i}
