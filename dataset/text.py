@@ -70,7 +70,7 @@ def _of_table(path: Path, lines: list[str]) -> Iterator[str]:
     names: list[str] = []
     for number, row in rows:
         where = f"{path}, line {number}"
-        if not any(cell.strip() for cell in row) and not (names and row == [""]):
+        if not any(cell.strip() for cell in row) and row != [""]:
             continue
         if not names:
             names, column = row, _column(row, where)

@@ -349,9 +349,9 @@ def test_faults_are_said_once_a_cause_and_too_many_end_the_run(monkeypatch):
 
 
 def test_a_store_that_was_begun_without_causes_is_finished():
-    found = [{"row": 0, "path": "a.png", "reason": "torn"}, {"row": 1, "path": "b", "reason": "c", "cause": "small"}]
+    found = [{"row": 0, "path": "a.png", "reason": "torn"}, {"row": 1, "path": "b", "reason": "b: c", "cause": "small"}]
     assert by_cause(found) == "1 unreadable, 1 small"
-    with pytest.raises(ValueError, match=r"(?s)2 of 10 pictures cannot be used .*\n  a.png, row 0: torn\n"):
+    with pytest.raises(ValueError, match=r"(?s)2 of 10 pictures cannot be used .*\n  a.png, row 0: torn\n  b: c\n"):
         Skipped(10, 0.1, "pictures").add(found)
 
 
