@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from typing import BinaryIO
 
 import torch
 from torch import Tensor, nn
+
+from engine.parts import is_part, take
 
 WRAPPERS = ("model", "module", "state_dict")
 # Known and not weights: the rotary table that some published states carry along.
@@ -84,6 +87,10 @@ def read_file(path: str | Path, flag: str = "checkpoint") -> dict:
     """Everything that a weight file holds, on the CPU; never runs code from it."""
     path = Path(path)
     if path.is_dir():
+        from engine.sharded_checkpoint import is_sharded_checkpoint, read_whole
+
+        if is_sharded_checkpoint(path):
+            return read_whole(path)
         path = path / "consolidated.pth"
     if not path.is_file():
         raise ValueError(f"{flag} {path}: there is no such file")
@@ -188,7 +195,11 @@ def load_strict(module: nn.Module, weights: Weights, flag: str, remedy: str = ""
                  for what, names in (("missing", missing), ("unknown", extra), ("of another shape", shapes))
                  if names]  # fmt: skip
         raise ValueError(f"{flag} {weights.path}: not the weights of this model: {'; '.join(found)}. {remedy}".rstrip())
-    module.load_state_dict(weights.state, assign=any(value.is_meta for value in own.values()))
+    if any(map(is_part, own.values())):
+        for name, value in own.items():
+            take(value, weights.state[name])
+    else:
+        module.load_state_dict(weights.state, assign=any(value.is_meta for value in own.values()))
 
 
 def checksum(state: dict[str, Tensor]) -> str:
@@ -205,26 +216,54 @@ def checksum(state: dict[str, Tensor]) -> str:
 
 
 class CheckpointFolder:
-    """{folder}/{step:07d}.pt, the newest `keep` of them and every `keep_every`-th step (0: no more than that)."""
+    """{folder}/{step:07d}.pt, or a folder {step:07d} of a sharded run; the newest `keep` of them and every
+    `keep_every`-th step (0: no more than that)."""
 
     def __init__(self, folder: str | Path, keep: int = 0, keep_every: int = 0):
         self.folder, self.keep, self.keep_every = Path(folder), keep, keep_every
 
-    def path(self, step: int) -> Path:
-        return self.folder / f"{step:07d}.pt"
+    def path(self, step: int, sharded: bool = False) -> Path:
+        return self.folder / (f"{step:07d}" if sharded else f"{step:07d}.pt")
+
+    def paths(self) -> list[Path]:
+        """All that are there, by their steps."""
+        found = [path for path in self.folder.glob("[0-9]*") if path.stem.isdigit() and path.suffix in ("", ".pt")]
+        return sorted(found, key=lambda path: (int(path.stem), path.suffix))
 
     def steps(self) -> list[int]:
-        return sorted(int(p.stem) for p in self.folder.glob("*.pt") if p.stem.isdigit())
+        return [int(path.stem) for path in self.paths()]
 
     def save(self, step: int, payload: dict) -> Path:
         for leftover in self.folder.glob(".*.part"):  # of a killed run; each is as large as a checkpoint
             leftover.unlink(missing_ok=True)
         write_atomic(self.path(step), lambda file: torch.save(payload, file))
-        # Files of later steps are damaged ones that a resumed run passed over; they do not count.
-        for old in [s for s in self.steps() if s <= step][: -self.keep] if self.keep else []:
-            if not (self.keep_every and old % self.keep_every == 0):
-                self.path(old).unlink(missing_ok=True)
+        self.prune(step)
         return self.path(step)
+
+    def prune(self, step: int) -> None:
+        """Once `step` is written, remove what need not be kept beside it."""
+        # Those of later steps are damaged ones that a resumed run passed over; they do not count.
+        for old in [path for path in self.paths() if int(path.stem) <= step][: -self.keep] if self.keep else []:
+            if self.keep_every and int(old.stem) % self.keep_every == 0:
+                continue
+            if old.is_dir():
+                shutil.rmtree(old)
+            else:
+                old.unlink(missing_ok=True)
+
+
+def check_whole(path: Path) -> None:
+    """ValueError, saying what is wrong, where a checkpoint is cut, changed or none."""
+    if path.is_dir():
+        from engine.sharded_checkpoint import verify
+
+        verify(path)
+        return
+    read_file(path)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if name := archive.testzip():  # by the checksums that torch.save leaves
+                raise ValueError(f"checkpoint {path}: damaged (the checksum of {name} is another)")
 
 
 def newest_checkpoint(folders: Sequence[CheckpointFolder], say: Callable[[str], None] = print) -> Path | None:
@@ -232,10 +271,10 @@ def newest_checkpoint(folders: Sequence[CheckpointFolder], say: Callable[[str], 
 
     None where there are no checkpoints; ValueError where there are, and none reads whole.
     """
-    found = sorted(((step, folder.path(step)) for folder in folders for step in folder.steps()), reverse=True)
+    found = sorted(((int(path.stem), path) for folder in folders for path in folder.paths()), reverse=True)
     for _, path in found:
         try:
-            read_file(path)
+            check_whole(path)
             return path
         except ValueError as error:
             say(f"{error}; taking the checkpoint before it")

@@ -18,6 +18,18 @@ def parse(options: type[Options], argv: list[str] | None = None, description: st
     return tyro.cli(options, args=argv, description=description, config=(tyro.conf.OmitArgPrefixes,))
 
 
+def leave_for_good(code: int) -> None:
+    """End one process of many that has done its work.
+
+    A thread of gloo's that the interpreter's end does not find finished aborts the process: a run that has saved
+    everything would be called failed, and a launcher would start it again.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
 def run(main: Callable[[Options], None], options: type[Options]) -> None:
     """What every entry calls: parse the command line, run, and turn a user's mistake into one plain sentence.
 
@@ -28,6 +40,10 @@ def run(main: Callable[[Options], None], options: type[Options]) -> None:
     parsed = parse(options, description=sys.modules["__main__"].__doc__)
     try:
         main(parsed)
+        leave_for_good(0)
+    except SystemExit as end:
+        leave_for_good(end.code if isinstance(end.code, int) else 0 if end.code is None else 1)
+        raise
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("LLAMAGEN_TRACEBACK"):
             raise

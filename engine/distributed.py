@@ -11,7 +11,10 @@ import torch
 import torch.distributed as dist
 
 Value = TypeVar("Value")
-PRECISIONS = {"none": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PRECISIONS = {"none": torch.float32, "fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16,
+              "bf16": torch.bfloat16}  # fmt: skip
+# Dense bf16 rates without sparsity, in FLOP/s, of the vendor's data sheets; the first name found in the card's counts.
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12, "A10G": 70e12}
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,17 @@ def pick_precision(name: str, device: torch.device, flag: str = "--precision") -
         name = "bf16" if fast else "none"
     if name not in PRECISIONS:
         raise ValueError(f"{flag} {name}: choose auto or one of {', '.join(PRECISIONS)}")
+    if name == "tf32":
+        torch.set_float32_matmul_precision("high")
     return PRECISIONS[name]
+
+
+def peak_flops(device: torch.device) -> float:
+    """The card's dense bf16 rate in FLOP/s, 0 if unknown."""
+    if device.type != "cuda":
+        return 0.0
+    name = torch.cuda.get_device_name(device)
+    return next((rate for card, rate in PEAK_FLOPS.items() if card in name), 0.0)
 
 
 def setup(device: str = "auto", timeout_minutes: float = 30) -> Context:

@@ -5,6 +5,8 @@ from math import cos, pi
 import torch
 from torch import Tensor, nn
 
+from engine.parts import local, take
+
 
 def adamw(module: nn.Module, lr: float, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
     """AdamW; the decay acts on matrices, convolutions and embeddings, never on gains and biases.
@@ -35,10 +37,22 @@ def schedule(name: str, step: int, total: int, warmup: int, final: float) -> flo
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
     """Load moments and step counts, and keep the learning rate, decay and betas that this run was given."""
-    given = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    optimizer.load_state_dict(state)
-    for group, options in zip(optimizer.param_groups, given):
-        group.update(options)
+    sizes, held = ([len(g["params"]) for g in groups] for groups in (optimizer.param_groups, state["param_groups"]))
+    if sizes != held:
+        raise ValueError(f"its optimizer has groups of {held} weights, this run's of {sizes}: give the --weight-decay "
+                         "it was trained with (none, or some), or --finetune to take the weights alone")  # fmt: skip
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    fused = all(group.get("fused") for group in optimizer.param_groups)
+    for parameter, number in zip(parameters, numbers):
+        own = optimizer.state[parameter] = {}
+        for key, value in state["state"].get(number, {}).items():
+            if value.shape == parameter.shape:  # a moment; of a sharded weight, this process's part
+                take(own.setdefault(key, torch.zeros_like(parameter)), value)
+            else:
+                own[key] = value.to(parameter.device if fused else "cpu", copy=True)
+        if not own:
+            del optimizer.state[parameter]
 
 
 class EMA:
@@ -55,12 +69,12 @@ class EMA:
         averages, values = [], []
         for name, value in module.state_dict().items():
             if name in self.parameters:
-                averages.append(self.state[name])
-                values.append(value.float())
+                averages.append(local(self.state[name]))
+                values.append(local(value).float())
             else:
                 self.state[name].copy_(value)
         torch._foreach_lerp_(averages, values, 1 - self.decay)
 
     def load(self, state: dict[str, Tensor]) -> None:
         for name, value in self.state.items():
-            value.copy_(state[name])
+            take(value, state[name])

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from engine.config import Auto
 
+MODES = ("ddp", "fsdp", "sdp", "hsdp")
+
 
 def at_least(options, lowest: float, *names: str) -> None:
     """ValueError for a number below `lowest` (or not a number); fields that are None or 'auto' are let be."""
@@ -47,7 +49,7 @@ class OptimOptions:
     gradient_accumulation_steps: int = 1
     """Cut each process's share of the batch into this many parts, to save memory."""
     mixed_precision: str = "auto"
-    """bf16, fp16 or none (float32); auto: bf16 where the device computes in it."""
+    """bf16, fp16, tf32 or none (float32); auto: bf16 where the device computes in it."""
     ema: bool = False
     """Keep a moving average of the weights too (entry "ema" of a checkpoint)."""
     ema_decay: float = 0.9999
@@ -64,6 +66,26 @@ class OptimOptions:
         for name in ("beta1", "beta2", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 0 and below 1")
+
+
+@dataclass
+class ParallelOptions:
+    """How training is spread over processes."""
+
+    data_parallel: str = "ddp"
+    """ddp: each process holds everything. fsdp: each holds a part of weights, gradients and moments; sdp: gathered
+    weights stay until the backward pass; hsdp: parts within a node, copies across nodes."""
+    grad_precision: str | None = None
+    """Sharded: what gradients are summed in over processes, bf16, fp16 or fp32 (default)."""
+    activation_checkpointing: bool = False
+    """Compute the blocks' activations again in the backward pass instead of keeping them: a third more work, far less
+    memory."""
+    async_ckpt: bool = False
+    """Sharded: go on training while a checkpoint is written from a copy in main memory."""
+
+    def __post_init__(self):
+        if self.data_parallel not in MODES:
+            raise ValueError(f"--data-parallel {self.data_parallel}: choose one of {', '.join(MODES)}")
 
 
 @dataclass

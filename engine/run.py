@@ -1,5 +1,6 @@
 """Where a training run leaves its things."""
 
+import os
 from pathlib import Path
 
 from engine.checkpoint import CheckpointFolder
@@ -8,10 +9,14 @@ from engine.options import RunOptions
 
 
 class Run:
-    """The folders of one run. `begun`: it has checkpoints, from the newest of which --resume goes on."""
+    """The folders of one run. `begun`: it has checkpoints, from the newest of which --resume goes on.
+
+    `resumes`: --resume was given, or torchrun has started the processes again since one of them died.
+    """
 
     def __init__(self, options: RunOptions, model: str, context: Context):
         self.options = options
+        self.resumes = options.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
         if not options.local_save and not options.cloud_save_path:
             raise ValueError("--no-local-save: give --cloud-save-path a folder for the checkpoints")
         self.name = context.on_main(lambda: self._name(model))
@@ -19,11 +24,11 @@ class Run:
         roots = [options.results_dir] * options.local_save + [options.cloud_save_path] * bool(options.cloud_save_path)
         self.stores = [CheckpointFolder(Path(root) / self.name / "checkpoints", options.keep_ckpts, options.keep_every)
                        for root in roots]  # fmt: skip
-        if options.run_name and not options.resume and any(store.steps() for store in self.stores):
+        if options.run_name and not self.resumes and any(store.steps() for store in self.stores):
             raise ValueError(f"--run-name {self.name}: that run has checkpoints; add --resume to go on, "
                              "or take another name")  # fmt: skip
         # One rank looks: without a shared folder, the others have no checkpoints.
-        self.begun = context.on_main(lambda: options.resume and any(store.steps() for store in self.stores))
+        self.begun = context.on_main(lambda: self.resumes and any(store.steps() for store in self.stores))
 
     def _name(self, model: str) -> str:
         if self.options.run_name:
@@ -31,6 +36,6 @@ class Run:
         roots = [self.options.results_dir, self.options.cloud_save_path]
         taken = {p.name for root in roots if root for p in Path(root).glob("[0-9][0-9][0-9]-*")}
         mine = sorted(name for name in taken if name[4:] == model)
-        if self.options.resume and mine:
+        if self.resumes and mine:
             return mine[-1]
         return f"{max((int(name[:3]) for name in taken), default=-1) + 1:03d}-{model}"

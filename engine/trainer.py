@@ -18,16 +18,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from engine.checkpoint import Weights, clean, differing, epochs_after, load_strict, newest_checkpoint, read_file
-from engine.distributed import Context, pick_precision
+from engine.checkpoint import differing, epochs_after, newest_checkpoint, write_json
+from engine.distributed import Context, peak_flops, pick_precision
 from engine.logger import Logger
-from engine.optim import EMA, load_optimizer, schedule
-from engine.options import OptimOptions
-from engine.parallel import clip, no_sync, wrap
+from engine.optim import EMA, schedule
+from engine.options import OptimOptions, ParallelOptions
+from engine.parallel import Parallel, clip, no_sync, wrap
 from engine.run import Run
+from engine.state import load_state, read_state, tensors_of
 
-# Dense bf16 rates without sparsity, in FLOP/s, of the vendor's data sheets; the first name found in the card's counts.
-PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12, "A10G": 70e12}
 Loss = Callable[[nn.Module, dict, int], tuple[Tensor, dict[str, Tensor]]]
 
 
@@ -67,10 +66,21 @@ class Trainer:
     sample. order: what decides which samples a step sees; a resumed run must have the same.
     """
 
-    def __init__(self, task: Task, optim: OptimOptions, run: Run, context: Context, total: int,
-                 batches: Callable[[int, int], Iterable[dict]], order: dict):  # fmt: skip
+    def __init__(
+        self,
+        task: Task,
+        optim: OptimOptions,
+        run: Run,
+        context: Context,
+        total: int,
+        batches: Callable[[int, int], Iterable[dict]],
+        order: dict,
+        parallel: Parallel | None = None,
+    ):
         self.task, self.optim, self.run, self.context = task, optim, run, context
         self.total, self.batches, self.order = total, batches, order
+        self.parallel = parallel or Parallel(ParallelOptions(), context)
+        self.writer = self.parallel.writer()
         self.accumulate = optim.gradient_accumulation_steps
         if optim.global_batch_size % (context.world * self.accumulate):
             raise ValueError(f"--global-batch-size {optim.global_batch_size}: must be a multiple of {context.world} "
@@ -86,20 +96,22 @@ class Trainer:
 
     # ---- state
 
+    def papers(self) -> dict:
+        """What a checkpoint says beside its tensors."""
+        found = {"steps": self.step, "meta": self.task.meta(), "order": self.order, "args": asdict(self.optim)}
+        return found | ({"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {})
+
     def payload(self) -> dict:
         """Everything that a resumed run needs, with the published entries by their published names."""
-        state: dict = {"steps": self.step, "meta": self.task.meta(), "order": self.order, "args": asdict(self.optim)}
+        state = self.papers()
         for phase in self.task.phases:
             state[phase.name] = phase.module.state_dict()
             state[phase.optimizer_name] = phase.optimizer.state_dict()
-        if self.ema is not None:
-            state["ema"] = self.ema.state
-        if self.scaler.is_enabled():
-            state["scaler"] = self.scaler.state_dict()
-        return state
+        return state | ({"ema": self.ema.state} if self.ema is not None else {})
 
-    def load(self, path: Path, state: dict, flag: str) -> None:
-        """Continue from `state`, ours or a published training checkpoint."""
+    def load(self, path: Path, flag: str) -> None:
+        """Continue from a checkpoint: ours of either kind, or one of the published training programs."""
+        state = read_state(path, flag)
         mine, held = self.task.meta(), state.get("meta", {})
         different = [f"{name} was {value}, is {self.order.get(name)}" for name, value in state.get("order", {}).items()
                      if self.order.get(name) != value]  # fmt: skip
@@ -115,11 +127,10 @@ class Trainer:
         for name in ("kind", "model"):
             if held.get(name, mine[name]) != mine[name]:
                 raise ValueError(f"{flag} {path}: holds the {name} {held[name]}, this run trains {mine[name]}")
-        for phase in self.task.phases:
-            load_strict(phase.module, Weights(clean(state[phase.name]), path), flag)
-            load_optimizer(phase.optimizer, state[phase.optimizer_name])
-        if self.ema is not None:
-            self.ema.load(clean(state.get("ema") or state[self.task.phases[0].name]))
+        try:
+            load_state(path, state, self.task.phases, self.ema, flag)
+        except ValueError as error:
+            raise error if str(path) in str(error) else ValueError(f"{flag} {path}: {error}") from error
         if "scaler" in state and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         self.step = int(state["steps"])
@@ -127,19 +138,27 @@ class Trainer:
     def resume(self, checkpoint: str | None, flag: str) -> None:
         """Go on where this run stopped, if --resume asks and it was ever saved; else from `checkpoint`, if given."""
         found = None
-        if self.run.options.resume:
+        if self.run.resumes:
             # One rank looks, so that all go on from the same step; without a shared folder the others say so.
             found = self.context.on_main(lambda: newest_checkpoint(self.run.stores, self.logger.say))
         if found is not None:
-            self.load(found, read_file(found, "--resume"), "--resume")
+            self.load(found, "--resume")
         elif checkpoint:
-            self.load(Path(checkpoint), read_file(checkpoint, flag), flag)
+            self.load(Path(checkpoint), flag)
         if self.step:
             self.logger.rewind(self.step)
             self.logger.say(f"resumed at step {self.step} of {self.total}")
 
     def save(self) -> None:
-        """Write the checkpoint to every folder; one that cannot be written does not keep it from the others."""
+        """Write the checkpoint. Where it goes to two folders, one that cannot be written does not keep it from the
+        other; a sharded one goes to one, which all processes must see."""
+        if self.writer is not None:
+            self.saved()
+            path = self.run.stores[-1].path(self.step, sharded=True)
+            self.writer.save(path, tensors_of(self.task.phases, self.ema), self.papers())
+            if not self.parallel.options.async_ckpt:
+                self.saved()
+            return
 
         def write() -> None:
             payload, failures = self.payload(), []
@@ -153,13 +172,19 @@ class Trainer:
 
         self.context.on_main(write)
 
+    def saved(self) -> None:
+        """See a sharded checkpoint to its end, if one is being written."""
+        if path := self.writer and self.writer.finish():
+            self.context.on_main(lambda: self.run.stores[-1].prune(int(path.name)))
+            self.logger.say(f"saved {path}")
+
     # ---- the loop
 
     def fit(self) -> None:
         """Train to the last step, to --max-minutes, or to a signal; leaves a checkpoint of where it ended."""
         context, task, options = self.context, self.task, self.run.options
         for phase in task.phases:
-            if self.optim.compile and context.device.type == "cuda":
+            if self.optim.compile and context.device.type == "cuda" and not self.parallel.sharded:
                 phase.module.compile()
             phase.wrapped = wrap(phase.caller or phase.module, context)
             phase.wrapped.train()
@@ -184,6 +209,8 @@ class Trainer:
                     self.log(window, bar)
                     window = Window(self.step)
                 paused = time.monotonic()
+                if self.writer is not None and not context.any(not self.writer.ready):
+                    self.saved()
                 if self.due(options.ckpt_every):  # first, so that nothing below can lose the steps before it
                     self.save()
                     saved_at = self.step
@@ -198,6 +225,7 @@ class Trainer:
                     break
             if saved_at != self.step:
                 self.save()
+            self.saved()
         finally:
             for phase in task.phases:
                 phase.wrapped = phase.module  # DDP would hold the process group beyond its end
@@ -246,8 +274,12 @@ class Trainer:
         norm = clip(phase.module.parameters(), self.optim.max_grad_norm)
         if not self.scaler.is_enabled() and not bool(norm.isfinite()):
             samples = batch["index"].tolist() if "index" in batch else "unknown"
+            ranks = self.context.gather(samples)
+            path = self.run.folder / f"not-finite-{self.step:07d}.json"
+            if self.context.is_main:
+                write_json(path, {"step": self.step, "phase": phase.name, "samples of each rank": ranks})
             raise FloatingPointError(f"step {self.step}: the gradient of {phase.name} is not finite; its weights are "
-                                     f"those of the step before. Samples of this rank: {samples}")  # fmt: skip
+                                     f"those of the step before. Samples of this rank: {samples}; of all: {path}")
         self.scaler.step(phase.optimizer)  # with fp16 it skips steps whose gradients overflowed
         phase.optimizer.zero_grad(set_to_none=True)
         return norm
@@ -293,7 +325,7 @@ class Trainer:
             self.logger.say(f"step {self.step}/{self.total}  " + "  ".join(f"{k} {v:.4g}" for k, v in figures.items()))
 
     def preview(self) -> None:
-        if self.context.is_main:
+        if self.context.is_main or self.parallel.sharded:  # of sharded weights, all compute it
             with evaluating(self.task.phases[0].module), self.averaged():
                 self.task.preview(self.run.folder / "previews" / f"{self.step:07d}.png")
         self.context.barrier()
@@ -357,11 +389,3 @@ class swapped:
 
     def __exit__(self, *error):
         self.module.load_state_dict(self.own)
-
-
-def peak_flops(device: torch.device) -> float:
-    """The card's dense bf16 rate in FLOP/s, 0 if unknown."""
-    if device.type != "cuda":
-        return 0.0
-    name = torch.cuda.get_device_name(device)
-    return next((rate for card, rate in PEAK_FLOPS.items() if card in name), 0.0)

@@ -33,6 +33,7 @@ COMMANDS = [
     "autoregressive/train/extract_codes_c2i.py",
     "autoregressive/train/extract_codes_t2i.py",
     "autoregressive/train/train_c2i.py",
+    "autoregressive/train/train_c2i_fsdp.py",
     "autoregressive/train/train_t2i.py",
     "dataset/write_coloured_digits.py",
     "evaluations/c2i/evaluator.py",
@@ -61,7 +62,8 @@ REQUIRED = {"--code-path": "codes", "--data-path": "data", "--t5-path": "feature
 NAMES = {"GPT names": [name for name in GPT_CONFIGS if name[-1] != "M"], "tokenizer names": ["VQ-16", "VQ-8"],
          "list(CAPTION_KEY.keys())": list(CAPTION_KEYS)}  # fmt: skip
 
-ALIASES = {"--drop-path": "--drop-path-rate"}  # published flags that are another's second name
+# Published flags that are another's second name.
+ALIASES = {"--drop-path": "--drop-path-rate", "--gpt-resume": "--gpt-ckpt"}
 
 # (command, flag): why its default is another one than the published.
 OTHER_DEFAULTS: dict[tuple[str, str], str] = {
@@ -69,6 +71,7 @@ OTHER_DEFAULTS: dict[tuple[str, str], str] = {
     ("language/extract_t5_feature.py", "--data-start"): "was required; without it the first list is the first now",
     ("autoregressive/train/extract_codes_t2i.py", "--data-start"): "the same",
     ("autoregressive/sample/sample_t2i_ddp.py", "--prompt-csv"): "a list of our own ships",
+    ("autoregressive/train/train_c2i_fsdp.py", "--no-wandb"): "nothing is sent anywhere but with --wandb",
 }
 
 
@@ -179,6 +182,8 @@ COMMAND_LINES = [
     f"autoregressive/train/extract_codes_c2i.py {VQ} --data-path IMAGENET/train --code-path DIR --ten-crop "
     "--crop-range 1.1 --image-size 384",
     "autoregressive/train/train_c2i.py --cloud-save-path DIR --code-path DIR --image-size 384 --gpt-model GPT-B",
+    "autoregressive/train/train_c2i_fsdp.py --cloud-save-path DIR --code-path DIR --image-size 384 --gpt-model GPT-XXL "
+    "--gpt-resume DIR/0005000 --data-parallel hsdp --grad-precision bf16",
     "tokenizer/tokenizer_image/vq_train.py --cloud-save-path DIR --data-path DIR --image-size 256 --vq-model VQ-16",
     f"tokenizer/tokenizer_image/reconstruction_vq_ddp.py --data-path DIR --dataset coco {VQ} --image-size 384",
     "tokenizer/validation/val_ddp.py --data-path IMAGENET/val --dataset coco --image-size 512",

@@ -40,7 +40,7 @@ def test_pictures_show_what_their_prompts_ask_for(tmp_path):
         return work(parse(options, flags.format(lists=lists, at=tmp_path, training=TRAINING).split()))
 
     lists = write_data(tmp_path / "data")
-    run(train_small_t5, SmallT5, "--data-path {lists} --output {at}/t5/small --steps 700")
+    run(train_small_t5, SmallT5, "--data-path {lists} --output {at}/t5/small --steps 500")
     run(train_tokenizer, TrainTokenizer,
         "--dataset jsonl --data-path {lists} --image-size 16 --vq-model VQ-4-tiny --codebook-size 128 --max-steps 250 "
         "--perceptual-weight 0 --disc-weight 0 --reconstruction-loss l1 --entropy-loss-ratio 0.03 --lr 4e-3 "

@@ -10,6 +10,7 @@ K head width, C codes in the vocabulary, L layers.
 from dataclasses import asdict, dataclass
 from functools import partial
 from math import isqrt
+from random import Random
 from typing import NamedTuple
 
 import torch
@@ -245,8 +246,7 @@ class CaptionEmbedder(nn.Module):
     def __init__(self, args: ModelArgs):
         super().__init__()
         self.cap_proj = CaptionProjection(args)
-        uncond = torch.randn(args.cls_token_num, args.caption_dim) / args.caption_dim**0.5
-        self.register_buffer("uncond_embedding", uncond)
+        self.register_buffer("uncond_embedding", torch.empty(args.cls_token_num, args.caption_dim))
 
     def null(self, captions: Tensor) -> Tensor:
         # Captions stand at the right: where fewer rows are given, the first ones are missing.
@@ -264,6 +264,7 @@ class Transformer(nn.Module):
     def __init__(self, args: ModelArgs):
         super().__init__()
         self.config = args
+        self._seed = int(torch.randint(2**62, (), device="cpu"))  # of initial(); before the layers draw anything
         self.cls_embedding = LabelEmbedder(args) if args.model_type == "c2i" else CaptionEmbedder(args)
         self.tok_embeddings = nn.Embedding(args.vocab_size, args.dim)
         self.tok_dropout = nn.Dropout(args.token_dropout_p)
@@ -275,11 +276,23 @@ class Transformer(nn.Module):
         self._rotary = rotary_2d(isqrt(args.block_size), args.head_width, args.rope_base, args.cls_token_num)
         self.initialize_weights()
 
+    @torch.no_grad()
     def initialize_weights(self) -> None:
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=self.config.initializer_range)
-        nn.init.zeros_(self.output.weight)
+        for name, value in self.state_dict().items():
+            if not value.is_meta:
+                value.copy_(self.initial(name))
+
+    def initial(self, name: str) -> Tensor:
+        """The value that a weight starts with, float32 on the CPU: a function of its name and of the seed that torch's
+        generator gave this model, so that one can be drawn without the others."""
+        shape = self.state_dict()[name].shape
+        if name.endswith("norm.weight"):
+            return torch.ones(shape, device="cpu")
+        if name == "output.weight":
+            return torch.zeros(shape, device="cpu")
+        std = self.config.caption_dim**-0.5 if name.endswith("uncond_embedding") else self.config.initializer_range
+        generator = torch.Generator("cpu").manual_seed(Random(f"{self._seed} {name}").getrandbits(62))
+        return torch.randn(shape, generator=generator, device="cpu") * std
 
     def rotary(self, device: torch.device) -> Tensor:
         """The table of positions, float32 [T, K/2, 2], on `device`."""

@@ -8,7 +8,7 @@ from tyro.conf import arg
 from autoregressive.options import EncoderOptions
 from dataset.options import DataOptions
 from engine.config import Auto
-from engine.options import OptimOptions, RunOptions, at_least, check_max_bad
+from engine.options import OptimOptions, ParallelOptions, RunOptions, at_least, check_max_bad
 from tokenizer.tokenizer_image.vq_options import TokenizerOptions
 
 
@@ -18,7 +18,7 @@ class GPTTraining:
 
     gpt_model: str = "GPT-B"
     """GPT-B, -L, -XL, -XXL, -XXXL, -1B, -3B, -7B (published), GPT-1M, -5M, -25M."""
-    gpt_ckpt: str | None = None
+    gpt_ckpt: Annotated[str | None, arg(aliases=("--gpt-resume",))] = None
     """A training checkpoint to go on from; with --finetune any weights, to start from at step 0."""
     finetune: bool = False
     """Take the weights of --gpt-ckpt alone, not its optimizer and step."""
@@ -115,6 +115,15 @@ class TrainC2I:
     run: RunOptions = field(default_factory=RunOptions)
     validation: ValidationOptions = field(default_factory=ValidationOptions)
     tokenizer: TokenizerOptions = field(default_factory=TokenizerOptions)
+    parallel: ParallelOptions = field(default_factory=ParallelOptions)
+
+
+@dataclass
+class TrainSharded(TrainC2I):
+    """The same, sharded."""
+
+    run: RunOptions = field(default_factory=lambda: RunOptions(wandb_project="c2i_fsdp"))
+    parallel: ParallelOptions = field(default_factory=lambda: ParallelOptions(data_parallel="fsdp"))
 
 
 @dataclass
@@ -125,6 +134,7 @@ class TrainT2I:
     validation: HoldOut = field(default_factory=lambda: HoldOut(preview_cfg_scale=7.5))
     tokenizer: TokenizerOptions = field(default_factory=TokenizerOptions)
     encoder: EncoderOptions = field(default_factory=EncoderOptions)
+    parallel: ParallelOptions = field(default_factory=ParallelOptions)
 
 
 @dataclass(kw_only=True)

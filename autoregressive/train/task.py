@@ -26,6 +26,7 @@ from engine.checkpoint import load_strict, read_weights
 from engine.distributed import Context, leave, setup
 from engine.optim import adamw
 from engine.options import OptimOptions
+from engine.parallel import Parallel
 from engine.run import Run
 from engine.trainer import Phase, Trainer
 from evaluations.images import save_grid
@@ -68,13 +69,14 @@ class GPTTask:
         where none does."""
         if self.held_out is None:
             return {}
-        world = self.context.world
-        mine = range(self.context.rank, len(self.held_out), world)
+        rank, world = self.context.rank, self.context.world
         losses, count = 0.0, 0.0
-        for first in range(0, len(mine), self.batch):
-            keys = [(0, i) for i in mine[first : first + self.batch]]
-            batch = {k: v.to(self.context.device) for k, v in self.held_out.__getitems__(keys).items()}
-            counted = float(batch["counts"].sum()) if "counts" in batch else len(keys)
+        # All ranks compute as many batches, as sharded weights want it; one that has no more pictures counts nothing.
+        for first in range(0, -(-len(self.held_out) // world), self.batch):
+            keys = [(0, i) for i in range(rank + world * first, len(self.held_out), world)[: self.batch]]
+            batch = self.held_out.__getitems__(keys or [(0, 0)])
+            batch = {k: v.to(self.context.device) for k, v in batch.items()}
+            counted = float(batch["counts"].sum()) if "counts" in batch and keys else len(keys)
             losses += float(self.conditional_loss(self.model, batch, drop=None)) * counted
             count += counted
         sums = self.context.mean({"losses": losses, "count": count})
@@ -83,7 +85,9 @@ class GPTTask:
     def preview(self, path: Path) -> None:
         if self.pipeline is None:
             return
-        save_grid(path, self.preview_pictures(Sampling(self.preview_options.preview_cfg_scale)), per_row=4)
+        pictures = self.preview_pictures(Sampling(self.preview_options.preview_cfg_scale))
+        if self.context.is_main:
+            save_grid(path, pictures, per_row=4)
 
     def after_step(self, step: int) -> str | None:
         return None
@@ -169,18 +173,19 @@ def train_c2i(options: TrainC2I) -> None:
     held_out = Codes(val_store, optim.global_seed, val_rows) if checks.val_code_path or checks.val_fraction else None
     check_held_out(held_out, "--val-code-path" if checks.val_code_path else "--val-fraction", context)
     run = Run(options.run, model_options.gpt_model, context)
-    model = build_model(model_options, shape, optim.global_seed, context, model_options.finetune and not run.begun)
+    parallel = Parallel(options.parallel, context, optim.mixed_precision, optim.compile)
+    model = build_model(model_options, shape, optim.global_seed, parallel, model_options.finetune and not run.begun)
     papers = {"image_size": size, "downsample_size": downsample, "class_names": store.class_names,
               "tokenizer": store.tokenizer}  # fmt: skip
     tokenizer = None
-    if options.tokenizer.vq_ckpt and context.is_main and options.run.preview_every:
+    if options.tokenizer.vq_ckpt and options.run.preview_every and (context.is_main or parallel.sharded):
         tokenizer = load_tokenizer(options.tokenizer, context.device)
         refuse_other_codes(tokenizer, store, model_options.code_path)
     gpt = GPT(model, model_options.gpt_model, size, downsample, store.class_names, store.tokenizer)
     pipeline = tokenizer and Pipeline(gpt, tokenizer, EagerRunner(model))
     task = ClassTask(model, model_options.gpt_model, papers, optimizer_for(model, optim), context, held_out,
                      max(1, optim.global_batch_size // context.world), pipeline, checks, optim.global_seed)  # fmt: skip
-    train(task, data, options, run, None if model_options.finetune else model_options.gpt_ckpt)
+    train(task, data, options, run, parallel, None if model_options.finetune else model_options.gpt_ckpt)
 
 
 def check_options(options: GPTTraining, kind: str) -> None:
@@ -197,15 +202,16 @@ def check_held_out(held_out: Dataset | None, flag: str, context: Context) -> Non
                          "hold out more")  # fmt: skip
 
 
-def build_model(options: GPTTraining, shape: dict, seed: int, context: Context, finetune: bool) -> Transformer:
+def build_model(options: GPTTraining, shape: dict, seed: int, parallel: Parallel, finetune: bool) -> Transformer:
     """The GPT on the device, its weights a function of the seed; with `finetune` those of --gpt-ckpt."""
     torch.manual_seed(seed)
     residual = 0.0 if options.drop_path_rate > 0 else options.dropout_p
-    model = build_gpt(
-        options.gpt_model, **shape, n_kv_head=options.n_kv_head, resid_dropout_p=residual, ffn_dropout_p=residual,
-        token_dropout_p=options.token_dropout_p, drop_path_rate=options.drop_path_rate,
+    build = partial(
+        build_gpt, options.gpt_model, **shape, n_kv_head=options.n_kv_head, resid_dropout_p=residual,
+        ffn_dropout_p=residual, token_dropout_p=options.token_dropout_p, drop_path_rate=options.drop_path_rate,
         class_dropout_prob=options.class_dropout_prob,
-    ).to(context.device)  # fmt: skip
+    )  # fmt: skip
+    model = parallel.place(build, "layers", "initial", ("prefill", "decode_one", "cached"))
     if finetune:
         load_strict(model, read_weights(options.gpt_ckpt, flag="--gpt-ckpt"), "--gpt-ckpt",
                     f"--gpt-model is {options.gpt_model}")  # fmt: skip
@@ -217,14 +223,16 @@ def optimizer_for(model: Transformer, optim: OptimOptions) -> torch.optim.Optimi
     return adamw(model, optim.lr, (optim.beta1, optim.beta2), decay)
 
 
-def train(task: GPTTask, data: Dataset, options: TrainC2I | TrainT2I, run: Run, checkpoint: str | None) -> None:
+def train(task: GPTTask, data: Dataset, options: TrainC2I | TrainT2I, run: Run, parallel: Parallel,
+          checkpoint: str | None) -> None:  # fmt: skip
     """Train on `data` as the options say; `checkpoint`: a run to go on from, where this one has not begun."""
     optim, context = options.optim, task.context
     order = Order(len(data), optim.global_batch_size, optim.global_seed)
     total = optim.max_steps or optim.epochs * order.steps_per_epoch
     batches = partial(loader, data, order, context.rank, context.world, workers=options.model.num_workers)
     what = {"samples": len(data), "global_batch_size": optim.global_batch_size, "global_seed": optim.global_seed}
-    trainer = Trainer(task, optim, run, context, total, lambda start, stop: batches(start=start, stop=stop), what)
+    trainer = Trainer(task, optim, run, context, total, lambda start, stop: batches(start=start, stop=stop), what,
+                      parallel)  # fmt: skip
     trainer.resume(checkpoint, "--gpt-ckpt")
     trainer.fit()
     leave()

@@ -33,6 +33,7 @@ from dataset.faults import Faults
 from dataset.images import scale
 from engine.checkpoint import differing, read_file
 from engine.distributed import setup
+from engine.parallel import Parallel
 from engine.run import Run
 from language.padding import pad_left
 from language.t5 import TextEncoder
@@ -120,9 +121,10 @@ def train_t2i(options: TrainT2I) -> None:
     finetune = not run.begun and (
         chosen.finetune or (chosen.gpt_ckpt is not None and begins_a_stage(chosen.gpt_ckpt, shape, papers))
     )
-    model = build_model(chosen, shape, optim.global_seed, context, finetune)
+    parallel = Parallel(options.parallel, context, optim.mixed_precision, optim.compile)
+    model = build_model(chosen, shape, optim.global_seed, parallel, finetune)
     pipeline = None
-    if tokenizer is not None and context.is_main and options.run.preview_every:
+    if tokenizer is not None and options.run.preview_every and (context.is_main or parallel.sharded):
         gpt = GPT(model, chosen.gpt_model, size, papers["downsample_size"], None, papers["tokenizer"])
         pipeline = Pipeline(gpt, tokenizer, EagerRunner(model))
     task = CaptionTask(
@@ -131,7 +133,7 @@ def train_t2i(options: TrainT2I) -> None:
         encoder=encoder, tokenizer=tokenizer, faults=Faults(list(CAUSES.values()), chosen.max_bad),
         shown=held_out or data,
     )  # fmt: skip
-    train(task, data, options, run, None if finetune else chosen.gpt_ckpt)
+    train(task, data, options, run, parallel, None if finetune else chosen.gpt_ckpt)
 
 
 def picture_part(options: TextTraining, lists: CaptionLists, tokenizer: Tokenizer | None) -> tuple[int, Part]:

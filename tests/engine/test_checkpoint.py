@@ -262,6 +262,17 @@ def test_damaged_checkpoints_are_named_and_passed_over(tmp_path):
         newest_checkpoint([near], said.append)
 
 
+def test_a_checkpoint_of_which_one_bit_has_changed_is_passed_over(tmp_path):
+    store, said = CheckpointFolder(tmp_path), []
+    for step in (1, 2):
+        store.save(step, {"steps": step, "model": {"w": torch.randn(1000)}})
+    data = bytearray(store.path(2).read_bytes())
+    data[len(data) // 2] ^= 1
+    store.path(2).write_bytes(data)
+    assert newest_checkpoint([store], said.append) == store.path(1)
+    assert "0000002.pt: damaged (the checksum of" in said[0]
+
+
 def test_a_damaged_later_step_does_not_cost_the_newest(tmp_path):
     store = CheckpointFolder(tmp_path, keep=1)
     store.path(500).parent.mkdir(parents=True, exist_ok=True)

@@ -112,6 +112,9 @@ def test_a_loss_that_is_no_number_stops_before_it_hurts_the_weights(tmp_path):
         FloatingPointError, match=r"step 6: .*weights are those of the step before. Samples of this rank: \["
     ):
         trainer.fit()
+    said = json.loads((tmp_path / "bad/run/not-finite-0000006.json").read_text())
+    (samples,) = said.pop("samples of each rank")
+    assert said == {"step": 6, "phase": "model"} and len(samples) == 8
     train(options(tmp_path / "good", max_steps=6))
     assert same(trainer.task.model.state_dict(), last(tmp_path / "good")["model"])
 

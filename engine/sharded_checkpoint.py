@@ -1,0 +1,214 @@
+"""Checkpoints of sharded runs, written by all processes at once and read by any number of them.
+
+    0005000/meta.json               what trains and where it stands, and of each file its size and CRC-32
+    0005000/.metadata, *.distcp     of torch.distributed.checkpoint: weights, moments, moving average, by name
+
+A folder is written aside, as .0005000.part, and renamed when it is whole.
+"""
+
+import json
+import os
+import pickle
+import shutil
+import zlib
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata
+
+from engine.checkpoint import write_json
+from engine.distributed import Context
+
+FORMAT = 1
+META = "meta.json"
+WHOLE = ("model.", "ema.")  # names of what is read to sample from
+PART = 2**24  # bytes that are read at once
+# What the index of a checkpoint is made of, beside torch's types of numbers.
+INDEX = {
+    "pathlib": ("Path", "PosixPath"),
+    "torch": ("Size",),
+    "torch.serialization": ("_get_layout",),
+    "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
+    "torch.distributed.checkpoint.metadata": (
+        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties",
+        "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+    ),
+}  # fmt: skip
+
+
+class ShardedWriter:
+    """Writes checkpoints; all processes make the same calls.
+
+    `save` begins, `finish` ends it. background: in between, training may go on; what is written are copies in main
+    memory.
+    """
+
+    def __init__(self, context: Context, background: bool = False):
+        self.context = context
+        # A thread beside the training loop must not share its process group.
+        self.group = dist.new_group(backend="gloo") if background else None
+        self.future: Future | None = None
+
+    def save(self, path: Path, tensors: dict[str, Tensor], papers: dict) -> None:
+        """tensors: whole or sharded, by name. papers: what meta.json says of them."""
+        self.finish()
+        self.path, self.aside, self.papers = path, path.with_name(f".{path.name}.part"), papers
+        self.context.on_main(self._clear)
+        writer = dcp.FileSystemWriter(self.aside)
+        if self.group is not None:
+            self.future = dcp.async_save(tensors, storage_writer=writer, process_group=self.group)
+            return
+        self.future = Future()
+        try:
+            self.future.set_result(dcp.save(tensors, storage_writer=writer))
+        except (CheckpointException, OSError) as error:
+            self.future.set_exception(error)
+
+    @property
+    def ready(self) -> bool:
+        """Whether `finish` would not wait; one process's view."""
+        return self.future is None or self.future.done()
+
+    def finish(self) -> Path | None:
+        """Wait for what is being written, and give it its name; OSError where it could not be written."""
+        if self.future is None:
+            return None
+        future, self.future = self.future, None
+        files, failure = {}, None
+        try:
+            future.result()
+            own = [*self.aside.glob(f"__{self.context.rank}_*"), *[self.aside / ".metadata"] * self.context.is_main]
+            files = {path.name: (path.stat().st_size, checksum(path)) for path in own}
+        except (CheckpointException, OSError) as error:
+            failure = error
+        if self.context.any(failure is not None):
+            self.context.on_main(lambda: shutil.rmtree(self.aside, ignore_errors=True))
+            raise OSError(f"could not write {self.path}: {reason(failure)}; what stood there before is whole")
+        described = self.context.gather(files)
+        self.context.on_main(lambda: self._publish(described))
+        return self.path
+
+    def _clear(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in self.path.parent.glob(".*.part"):  # of a killed run; each is as large as a checkpoint
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        self.aside.mkdir()
+
+    def _publish(self, described: list[dict]) -> None:
+        files = {name: value for each in described for name, value in each.items()}
+        write_json(self.aside / META, {"format": FORMAT, **self.papers, "files": files})
+        if self.path.is_dir():  # of a later step, damaged, that the resumed run has come to again
+            shutil.rmtree(self.path)
+        os.replace(self.aside, self.path)
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+
+
+def reason(failure: BaseException | None) -> str:
+    """Why a checkpoint could not be written, in a line."""
+    if failure is None:
+        return "another process failed"
+    causes = list(failure.failures.values()) if isinstance(failure, CheckpointException) else [failure]
+    first = causes[0][0] if isinstance(causes[0], tuple) else causes[0]
+    return str(first).strip().partition("\n")[0]
+
+
+def checksum(path: Path) -> int:
+    """CRC-32: it finds what disks and networks do to a file."""
+    found = 0
+    with open(path, "rb") as file:
+        while part := file.read(PART):
+            found = zlib.crc32(part, found)
+    return found
+
+
+def is_sharded_checkpoint(path: Path) -> bool:
+    return (path / META).is_file()
+
+
+def read_papers(path: Path) -> dict:
+    """What meta.json says; ValueError where it cannot be read."""
+    try:
+        papers = json.loads((path / META).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path / META}: cannot be read ({error})") from error
+    if papers.get("format") != FORMAT:
+        raise ValueError(f"{path / META}: format {papers.get('format')}, this version reads {FORMAT}: update llamagen")
+    return papers
+
+
+def verify(path: Path) -> None:
+    """ValueError, naming the file, where one is missing, cut or changed."""
+
+    def fault(name: str, size: int, expected: int) -> str | None:
+        file = path / name
+        if not file.is_file():
+            return f"{file}: is missing"
+        if file.stat().st_size != size:
+            return f"{file}: truncated ({file.stat().st_size} bytes of {size})"
+        return None if checksum(file) == expected else f"{file}: damaged (its checksum is another)"
+
+    files = read_papers(path)["files"]
+    with ThreadPoolExecutor(8) as pool:  # zlib and reading leave the interpreter to others
+        faults = list(filter(None, pool.map(lambda item: fault(item[0], *item[1]), files.items())))
+    if faults:
+        raise ValueError(faults[0])
+
+
+class Index(pickle.Unpickler):
+    """Reads the index of a checkpoint and nothing that could run code."""
+
+    def find_class(self, module: str, name: str):
+        number = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if not number and name not in INDEX.get(module, ()):
+            raise pickle.UnpicklingError(f"names {module}.{name}")
+        return super().find_class(module, name)
+
+
+class Reader(dcp.FileSystemReader):
+    def read_metadata(self, *args, **kwargs) -> Metadata:
+        path = Path(self.path) / ".metadata"
+        try:
+            with open(path, "rb") as file:
+                metadata = Index(file).load()
+        except (OSError, pickle.UnpicklingError, EOFError) as error:
+            raise ValueError(f"{path}: not the index of a checkpoint ({error})") from error
+        metadata.storage_meta = metadata.storage_meta or dcp.metadata.StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+def read_whole(path: Path) -> dict:
+    """Weights and moving average, and the papers, as a file of an unsharded run holds them; no moments."""
+    papers, tensors = read_papers(path), {}
+    for name, held in Reader(path).read_metadata().state_dict_metadata.items():
+        if name.startswith(WHOLE):
+            tensors[name] = torch.empty(held.size, dtype=held.properties.dtype)
+    dcp.load(tensors, storage_reader=Reader(path), no_dist=True)
+    found = {part: {name.removeprefix(f"{part}."): value for name, value in tensors.items()
+                    if name.startswith(f"{part}.")} for part in ("model", "ema")}  # fmt: skip
+    return {**papers, **{part: state for part, state in found.items() if state}}
+
+
+def names_in(path: Path) -> list[str]:
+    """What tensors it holds."""
+    return list(Reader(path).read_metadata().state_dict_metadata)
+
+
+def load(path: Path, tensors: dict[str, Tensor], flag: str) -> None:
+    """Fill tensors, whole or sharded in whatever way, with those of their names. ValueError where one is not there or
+    is of another shape."""
+    held = Reader(path).read_metadata().state_dict_metadata
+    missing = [name for name in tensors if name not in held]
+    shapes = [f"{name} is {tuple(held[name].size)}, not {tuple(value.shape)}" for name, value in tensors.items()
+              if name in held and held[name].size != value.shape]  # fmt: skip
+    if missing or shapes:
+        listing = "; ".join([f"{len(missing)} missing ({', '.join(missing[:2])})"] * bool(missing) + shapes[:2])
+        raise ValueError(f"{flag} {path}: not a checkpoint of this run: {listing}")
+    dcp.load(tensors, storage_reader=Reader(path), no_dist=True)  # each process reads what it holds

@@ -1,0 +1,294 @@
+"""Sharded training: the weights, steps and pictures of unsharded, and checkpoints that any number of processes read.
+
+Every run is 6 steps of GPT-1M on 2 gloo processes, if not said otherwise.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support import ROOT, command, environment, run_script
+from tiny_pipeline import write_files
+
+from autoregressive.load import load_gpt
+from autoregressive.models.gpt import build_gpt
+from autoregressive.options import GPTOptions
+from dataset.code_store import CodeStoreWriter
+from engine.checkpoint import read_file
+from engine.sharded_checkpoint import Reader, load, read_papers
+
+SCRIPT = ROOT / "autoregressive/train/train_c2i_fsdp.py"
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory) -> Path:
+    """A tokenizer, and codes of 40 pictures of ten classes."""
+    root = write_files(tmp_path_factory.mktemp("sharded"))
+    tokenizer = torch.load(root / "gpt.pt", weights_only=True)["meta"]["tokenizer"]
+    settings = {"grid": [4, 4], "crops": 1, "vocab_size": 256, "tokenizer": tokenizer, "image_size": 16,
+                "class_names": None, "source": {}}  # fmt: skip
+    writer = CodeStoreWriter(root / "codes", settings, 40)
+    codes = np.random.default_rng(0).integers(0, 256, (40, 1, 16))
+    writer.write_shard(0, codes, np.arange(40) % 10, np.arange(40))
+    writer.finish()
+    return root
+
+
+def flags_of(places: Path, folder: Path, name: str = "run") -> list:
+    return ["--code-path", places / "codes", "--gpt-model", "GPT-1M", "--num-classes", 10, "--global-batch-size", 8,
+            "--max-steps", 6, "--num-workers", 0, "--device", "cpu", "--mixed-precision", "none", "--results-dir",
+            folder, "--run-name", name, "--log-every", 1, "--ckpt-every", 0, "--preview-every", 0, "--lr", 1e-3,
+            "--dropout-p", 0, "--token-dropout-p", 0, "--drop-path-rate", 0]  # fmt: skip
+
+
+def train(places: Path, folder: Path, *flags, ranks: int = 2, code: int = 0, name: str = "run") -> str:
+    done = run_script(SCRIPT, *flags_of(places, folder, name), *flags, ranks=ranks, code=code)
+    return done.stdout + done.stderr
+
+
+def losses(folder: Path, name: str = "run", what: str = "loss") -> list[float]:
+    lines = map(json.loads, (folder / name / "metrics.jsonl").read_text().splitlines())
+    return [line[what] for line in lines if what in line]
+
+
+def checkpoint(folder: Path, step: int = 6, name: str = "run") -> Path:
+    return folder / name / f"checkpoints/{step:07d}"
+
+
+def same(one: Path, other: Path) -> bool:
+    """Whether all tensors of two checkpoints are equal to the bit, moments included."""
+    found = []
+    for folder in (one, other):
+        held = Reader(folder).read_metadata().state_dict_metadata
+        tensors = {name: torch.empty(each.size, dtype=each.properties.dtype) for name, each in held.items()}
+        load(folder, tensors, "test")
+        found.append(tensors)
+    assert found[0].keys() == found[1].keys() and any(name.endswith(".exp_avg_sq") for name in found[0])
+    return all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
+@pytest.fixture(scope="module")
+def alone(places, tmp_path_factory) -> Path:
+    """On one process; held-out loss, previews, a moving average and a checkpoint at step 3, too."""
+    folder = tmp_path_factory.mktemp("alone")
+    train(places, folder, *MORE, ranks=1)
+    return folder
+
+
+MORE = ["--ema", "--ema-decay", 0.5, "--val-fraction", 0.2, "--val-every", 3, "--ckpt-every", 3]
+
+
+@pytest.fixture(scope="module")
+def sharded(places, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("sharded")
+    train(places, folder, *MORE)
+    return folder
+
+
+# ---- steps
+
+
+def test_two_processes_train_sharded_as_one_does(alone, sharded):
+    """From the same weights, though each process draws no more than its part of them."""
+    for what in ("loss", "val_loss", "model_grad_norm"):
+        assert losses(sharded, what=what) == pytest.approx(losses(alone, what=what), rel=2e-5), what
+    one, two = read_file(checkpoint(alone).with_suffix(".pt")), read_file(checkpoint(sharded))
+    for part in ("model", "ema"):
+        assert one[part].keys() == two[part].keys()
+        for key, value in one[part].items():
+            torch.testing.assert_close(two[part][key], value, atol=2e-5, rtol=1e-3)
+    assert all(one[key] == two[key] for key in ("meta", "order", "steps"))
+
+
+@pytest.mark.parametrize("flags", [
+    ["--data-parallel", "sdp", "--gradient-accumulation-steps", 2], ["--data-parallel", "hsdp", "--async-ckpt"],
+    ["--activation-checkpointing"],
+], ids=lambda flags: flags[-2] if len(flags) > 1 else flags[0])  # fmt: skip
+def test_every_way_to_shard_trains_alike(flags, places, sharded, tmp_path):
+    train(places, tmp_path, *MORE, *flags)
+    assert losses(tmp_path) == pytest.approx(losses(sharded), rel=2e-5)
+    assert read_papers(checkpoint(tmp_path, 3))["steps"] == 3
+    model, other = (read_file(checkpoint(folder, 3))["model"] for folder in (sharded, tmp_path))
+    assert all(torch.allclose(model[name], other[name], atol=2e-5) for name in model)
+
+
+def test_in_bf16_it_learns_the_same(places, alone, tmp_path):
+    train(places, tmp_path, *MORE, "--mixed-precision", "bf16", "--preview-every", 6, "--vq-ckpt", places / "vq.pt")
+    assert losses(tmp_path) == pytest.approx(losses(alone), rel=1e-2) and losses(tmp_path) != losses(alone)
+    assert {value.dtype for value in read_file(checkpoint(tmp_path))["model"].values()} == {torch.float32}
+    with Image.open(tmp_path / "run/previews/0000006.png") as picture:
+        assert np.asarray(picture).std() > 5
+
+
+def test_previews_are_those_of_one_process(places, tmp_path):
+    """fully_shard looks after `forward` alone; sampling calls others."""
+    flags = ["--preview-every", 2, "--vq-ckpt", places / "vq.pt", "--max-steps", 2]
+    for name, ranks in (("one", 1), ("two", 2)):
+        train(places, tmp_path, *flags, ranks=ranks, name=name)
+    one, two = (np.asarray(Image.open(tmp_path / name / "previews/0000002.png"), np.int32) for name in ("one", "two"))
+    assert one.std() > 5 and np.abs(one - two).max() <= 1
+
+
+# ---- checkpoints
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(places, tmp_path):
+    flags = ["--dropout-p", 0.2, "--ema"]
+    train(places, tmp_path, *flags, name="whole")
+    train(places, tmp_path, *flags, "--max-steps", 3, name="parts")
+    train(places, tmp_path, *flags, "--resume", name="parts")
+    assert same(checkpoint(tmp_path, name="parts"), checkpoint(tmp_path, name="whole"))
+    assert not same(checkpoint(tmp_path, 3, name="parts"), checkpoint(tmp_path, name="whole"))
+
+
+@pytest.mark.parametrize("ranks, flags", [(1, []), (4, []), (2, ["--data-parallel", "ddp"])])
+def test_other_numbers_of_processes_and_ways_to_shard_go_on(ranks, flags, places, sharded, tmp_path):
+    shutil.copytree(sharded / "run", tmp_path / "run")
+    shutil.rmtree(checkpoint(tmp_path))
+    assert "resumed at step 3 of 6" in train(places, tmp_path, *MORE, "--resume", *flags, ranks=ranks)
+    assert losses(tmp_path) == pytest.approx(losses(sharded), rel=2e-5) and len(losses(tmp_path)) == 6
+    assert checkpoint(tmp_path).is_dir() == (ranks == 4)
+
+
+def test_a_run_of_one_process_goes_on_sharded_and_the_last_checkpoints_are_kept(places, alone, tmp_path):
+    shutil.copytree(alone / "run", tmp_path / "run")
+    checkpoint(tmp_path).with_suffix(".pt").unlink()
+    train(places, tmp_path, *MORE, "--resume", "--ckpt-every", 1, "--keep-ckpts", 2)
+    assert losses(tmp_path) == pytest.approx(losses(alone), rel=2e-5)
+    assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["0000005", "0000006"]
+
+
+def damage(folder: Path, how: str) -> str:
+    """What is said of it."""
+    path = folder / "__1_0.distcp"
+    data = bytearray(path.read_bytes())
+    if how == "cut":
+        path.write_bytes(data[:-100])
+        return r"__1_0.distcp: truncated \(\d+ bytes of \d+\)"
+    if how == "changed":
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+        return "__1_0.distcp: damaged"
+    path.unlink()
+    return "__1_0.distcp: is missing"
+
+
+@pytest.mark.parametrize("how", ["cut", "changed", "gone"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(how, places, sharded, tmp_path):
+    shutil.copytree(sharded / "run", tmp_path / "run")
+    words = damage(checkpoint(tmp_path), how)
+    (tmp_path / "run/checkpoints/.0000005.part").mkdir()  # of a killed run
+    said = train(places, tmp_path, *MORE, "--resume")
+    assert re.search(f"0000006/{words}", said) and "resumed at step 3 of 6" in said
+    assert losses(tmp_path) == losses(sharded)
+    assert same(checkpoint(tmp_path), checkpoint(sharded))
+    assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["0000003", "0000006"]
+
+
+def test_samplers_read_a_sharded_checkpoint(sharded, alone):
+    options = [GPTOptions(gpt_ckpt=str(path)) for path in (checkpoint(sharded), checkpoint(alone).with_suffix(".pt"))]
+    one, two = (load_gpt(each, 4, torch.device("cpu"), torch.float32).model.state_dict() for each in options)
+    assert all(torch.allclose(one[name], two[name], atol=2e-5, rtol=1e-3) for name in one)
+
+
+def published(folder: Path, alone: Path, world: int) -> Path:
+    """Step 3 of `alone` as the published FSDP training leaves it on `world` processes."""
+    state = torch.load(checkpoint(alone, 3).with_suffix(".pt"), weights_only=True)
+    (folder / "published").mkdir()
+    torch.save(state["model"], folder / "published/consolidated.pth")
+    names = list(state["model"])
+    decayed = [name for name in names if "norm" not in name]
+    order = [*decayed, *(name for name in names if "norm" in name)]
+    ours = [name for name in names if state["model"][name].dim() >= 2]
+    ours += [name for name in names if state["model"][name].dim() < 2]
+    moments = {name: state["optimizer"]["state"][number] for number, name in enumerate(ours)}
+    for rank in range(world):
+        held = {}
+        for number, name in enumerate(order):
+            flat = {key: moments[name][key].flatten() for key in ("exp_avg", "exp_avg_sq")}
+            # Pieces of a block's flat values: of a weight some processes have much, some nothing.
+            ends = [len(flat["exp_avg"]) * min(1, (part * (2 + number % 3)) / (2 * world)) for part in range(world + 1)]
+            begin, end = (int(each) for each in ends[rank : rank + 2])
+            if rank == world - 1:
+                end = len(flat["exp_avg"])
+            held[number] = {"step": moments[name]["step"], **{key: value[begin:end] for key, value in flat.items()}}
+        sizes = [range(len(decayed)), range(len(decayed), len(order))]
+        groups = [{"lr": 1e-3, "params": list(numbers)} for numbers in sizes]
+        path = folder / f"published/optimizer.{rank:05d}-of-{world:05d}.pth"
+        torch.save({"state": held, "param_groups": groups}, path)
+    (folder / "published/resume_step.txt").write_text("3\n")
+    return folder / "published"
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_published_folders_go_on_at_their_step(ranks, places, alone, tmp_path):
+    given = published(tmp_path, alone, 3)
+    flags = ["--val-fraction", 0.2, "--val-every", 0, "--gpt-resume", given]
+    assert "resumed at step 3 of 6" in train(places, tmp_path, *flags, ranks=ranks)
+    assert losses(tmp_path) == pytest.approx(losses(alone)[3:], rel=2e-5)
+    if ranks == 1:
+        next(given.glob("optimizer.00001*")).unlink()
+        said = train(places, tmp_path, *flags, ranks=1, code=2, name="other")
+        assert "--gpt-ckpt" in said and "lacks optimizer.00001-of-00003.pth" in said
+
+
+def workers(launcher: int) -> list[int]:
+    """Its child processes."""
+    stats = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            stats[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    return sorted(child for child, parent in stats.items() if parent == launcher)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the processes in /proc")
+def test_a_killed_process_is_started_again_and_nothing_before_the_last_checkpoint_is_lost(places, tmp_path):
+    more = ["--max-steps", 60, "--ckpt-every", 10, "--dropout-p", 0.2]
+    train(places, tmp_path, *more, name="whole")
+    line = command(SCRIPT, *flags_of(places, tmp_path), *more, ranks=2)
+    line.insert(line.index("--standalone"), "--max-restarts=3")
+    process = subprocess.Popen(line, env=environment(), cwd=ROOT, text=True, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT)  # fmt: skip
+    began = time.monotonic()
+    while not checkpoint(tmp_path, 10).exists() and process.poll() is None and time.monotonic() - began < 60:
+        time.sleep(0.01)
+    os.kill(workers(process.pid)[-1], signal.SIGKILL)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 0 and "resumed at step" in said, said
+    assert same(checkpoint(tmp_path, 60), checkpoint(tmp_path, 60, "whole"))
+
+
+# ---- without processes
+
+
+def test_weights_are_functions_of_their_names_and_the_seed():
+    """So a part of the model can be drawn by itself, on the meta device, too."""
+    for options in ({}, {"model_type": "t2i", "caption_dim": 32, "cls_token_num": 7}):
+        torch.manual_seed(3)
+        model = build_gpt("GPT-1M", **options)
+        torch.manual_seed(3)
+        with torch.device("meta"):
+            empty = build_gpt("GPT-1M", **options)
+        assert all(value.is_meta for value in empty.state_dict().values())
+        assert all(torch.equal(empty.initial(name), value) for name, value in model.state_dict().items())
+        torch.manual_seed(4)
+        other = build_gpt("GPT-1M", **options).state_dict()
+        drawn = [name for name, value in other.items() if value.std() > 0]
+        assert len(drawn) > 20 and not any(torch.equal(model.state_dict()[name], other[name]) for name in drawn)
+        assert all(abs(other[name].std() / 0.02 - 1) < 0.05 for name in drawn if "uncond" not in name)
+
+
+def test_an_unknown_way_is_named(places, tmp_path):
+    assert "--data-parallel zero3: choose one of ddp, fsdp" in train(
+        places, tmp_path, "--data-parallel", "zero3", ranks=1, code=2
+    )
