@@ -3,21 +3,16 @@
 Every run is 6 steps of GPT-1M on 2 gloo processes, if not said otherwise.
 """
 
-import contextlib
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import ROOT, command, environment, run_script
+from support import ROOT, run_script
 from tiny_pipeline import write_files
 
 from autoregressive.load import load_gpt
@@ -240,32 +235,6 @@ def test_published_folders_go_on_at_their_step(ranks, places, alone, tmp_path):
         next(given.glob("optimizer.00001*")).unlink()
         said = train(places, tmp_path, *flags, ranks=1, code=2, name="other")
         assert "--gpt-ckpt" in said and "lacks optimizer.00001-of-00003.pth" in said
-
-
-def workers(launcher: int) -> list[int]:
-    """Its child processes."""
-    stats = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            stats[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
-    return sorted(child for child, parent in stats.items() if parent == launcher)
-
-
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the processes in /proc")
-def test_a_killed_process_is_started_again_and_nothing_before_the_last_checkpoint_is_lost(places, tmp_path):
-    more = ["--max-steps", 60, "--ckpt-every", 10, "--dropout-p", 0.2]
-    train(places, tmp_path, *more, name="whole")
-    line = command(SCRIPT, *flags_of(places, tmp_path), *more, ranks=2)
-    line.insert(line.index("--standalone"), "--max-restarts=3")
-    process = subprocess.Popen(line, env=environment(), cwd=ROOT, text=True, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT)  # fmt: skip
-    began = time.monotonic()
-    while not checkpoint(tmp_path, 10).exists() and process.poll() is None and time.monotonic() - began < 60:
-        time.sleep(0.01)
-    os.kill(workers(process.pid)[-1], signal.SIGKILL)
-    said = process.communicate(timeout=120)[0]
-    assert process.returncode == 0 and "resumed at step" in said, said
-    assert same(checkpoint(tmp_path, 60), checkpoint(tmp_path, 60, "whole"))
 
 
 # ---- without processes

@@ -214,6 +214,13 @@ def test_runs_are_numbered_and_resumed_by_their_model(tmp_path):
     assert [name("A", resume=True), name("B", resume=True), name("C", resume=True)] == ["001-A", "002-B", "003-C"]
 
 
+def test_a_run_that_torchrun_starts_again_goes_on(tmp_path, monkeypatch):
+    train(options(tmp_path, max_steps=3))
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert len(train(options(tmp_path)).task.seen) == 9
+    assert len(train(options(tmp_path / "new")).task.seen) == 12, "killed before its first checkpoint"
+
+
 def test_a_named_run_is_not_overwritten(tmp_path):
     train(options(tmp_path, max_steps=1))
     with pytest.raises(ValueError, match="--run-name run: .*--resume"):
