@@ -239,7 +239,7 @@ def convert_features(
                 skipped.append({"row": row, "path": str(path), "reason": reason, "cause": cause})
         packed = torch.cat([torch.empty(0, writer.width), *found.values()])
         writer.write_shard(shard, packed, np.array(list(map(len, found.values())), np.int64), list(found), skipped)
-    Skipped(lines, max_bad, "captions").add([bad for bad in writer.skipped() if bad["cause"] != MISSING])
+    Skipped(lines, max_bad, "captions").add([bad for bad in writer.skipped() if bad.get("cause", MISSING) != MISSING])
     return writer.finish()
 
 

@@ -234,8 +234,7 @@ class CheckpointFolder:
         return [int(path.stem) for path in self.paths()]
 
     def save(self, step: int, payload: dict) -> Path:
-        for leftover in self.folder.glob(".*.part"):  # of a killed run; each is as large as a checkpoint
-            leftover.unlink(missing_ok=True)
+        clear_leftovers(self.folder)
         write_atomic(self.path(step), lambda file: torch.save(payload, file))
         self.prune(step)
         return self.path(step)
@@ -244,12 +243,22 @@ class CheckpointFolder:
         """Once `step` is written, remove what need not be kept beside it."""
         # Those of later steps are damaged ones that a resumed run passed over; they do not count.
         for old in [path for path in self.paths() if int(path.stem) <= step][: -self.keep] if self.keep else []:
-            if self.keep_every and int(old.stem) % self.keep_every == 0:
-                continue
-            if old.is_dir():
-                shutil.rmtree(old)
-            else:
-                old.unlink(missing_ok=True)
+            if not (self.keep_every and int(old.stem) % self.keep_every == 0):
+                remove(old)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what killed runs were writing, sharded or not; each is as large as a checkpoint."""
+    for leftover in folder.glob(".*.part"):
+        remove(leftover)
+
+
+def remove(path: Path) -> None:
+    """A checkpoint of either kind."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def check_whole(path: Path) -> None:

@@ -34,15 +34,15 @@ def run(main: Callable[[Options], None], options: type[Options]) -> None:
     """What every entry calls: parse the command line, run, and turn a user's mistake into one plain sentence.
 
     A ValueError, OSError or FloatingPointError ends the command with `error: ...` and exit code 2; LLAMAGEN_TRACEBACK=1
-    shows the whole trace instead. SystemExit (a training run that was told to stop) and everything unforeseen pass
-    through.
+    shows the whole trace instead. SystemExit (a training run that was told to stop) keeps its code, and everything
+    unforeseen passes through.
     """
     parsed = parse(options, description=sys.modules["__main__"].__doc__)
     try:
         main(parsed)
         leave_for_good(0)
     except SystemExit as end:
-        leave_for_good(end.code if isinstance(end.code, int) else 0 if end.code is None else 1)
+        leave_for_good(int(end.code or 0))
         raise
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("LLAMAGEN_TRACEBACK"):

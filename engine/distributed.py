@@ -109,7 +109,8 @@ def cpu_has_bf16() -> bool:
 
 
 def pick_precision(name: str, device: torch.device, flag: str = "--precision") -> torch.dtype:
-    """'auto': bf16 where the device computes in it, else float32. `flag`: what a wrong name is blamed on."""
+    """'auto': bf16 where the device computes in it, else float32. tf32 is float32 whose matrix products torch may
+    round from now on. `flag`: what a wrong name is blamed on."""
     if name == "auto":
         if device.type == "cuda":
             fast = torch.cuda.is_bf16_supported()

@@ -48,7 +48,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
         own = optimizer.state[parameter] = {}
         for key, value in state["state"].get(number, {}).items():
             if value.shape == parameter.shape:  # a moment; of a sharded weight, this process's part
-                take(own.setdefault(key, torch.zeros_like(parameter)), value)
+                own[key] = torch.empty_like(parameter)
+                take(own[key], value)
             else:
                 own[key] = value.to(parameter.device if fused else "cpu", copy=True)
         if not own:

@@ -24,11 +24,12 @@ class Run:
         roots = [options.results_dir] * options.local_save + [options.cloud_save_path] * bool(options.cloud_save_path)
         self.stores = [CheckpointFolder(Path(root) / self.name / "checkpoints", options.keep_ckpts, options.keep_every)
                        for root in roots]  # fmt: skip
-        if options.run_name and not self.resumes and any(store.steps() for store in self.stores):
+        # One rank looks: without a shared folder, the others have no checkpoints.
+        saved = context.on_main(lambda: any(store.paths() for store in self.stores))
+        if options.run_name and not self.resumes and saved:
             raise ValueError(f"--run-name {self.name}: that run has checkpoints; add --resume to go on, "
                              "or take another name")  # fmt: skip
-        # One rank looks: without a shared folder, the others have no checkpoints.
-        self.begun = context.on_main(lambda: self.resumes and any(store.steps() for store in self.stores))
+        self.begun = self.resumes and saved
 
     def _name(self, model: str) -> str:
         if self.options.run_name:

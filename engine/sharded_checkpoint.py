@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata
 
-from engine.checkpoint import write_json
+from engine.checkpoint import clear_leftovers, write_json
 from engine.distributed import Context
 
 FORMAT = 1
@@ -56,7 +56,7 @@ class ShardedWriter:
 
     def save(self, path: Path, tensors: dict[str, Tensor], papers: dict) -> None:
         """tensors: whole or sharded, by name. papers: what meta.json says of them."""
-        self.finish()
+        assert self.future is None, "the one before has not been finished"
         self.path, self.aside, self.papers = path, path.with_name(f".{path.name}.part"), papers
         self.context.on_main(self._clear)
         writer = dcp.FileSystemWriter(self.aside)
@@ -69,10 +69,9 @@ class ShardedWriter:
         except (CheckpointException, OSError) as error:
             self.future.set_exception(error)
 
-    @property
     def ready(self) -> bool:
-        """Whether `finish` would not wait; one process's view."""
-        return self.future is None or self.future.done()
+        """Whether one is written on all processes that has not been finished."""
+        return self.future is not None and not self.context.any(not self.future.done())
 
     def finish(self) -> Path | None:
         """Wait for what is being written, and give it its name; OSError where it could not be written."""
@@ -95,8 +94,7 @@ class ShardedWriter:
 
     def _clear(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in self.path.parent.glob(".*.part"):  # of a killed run; each is as large as a checkpoint
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        clear_leftovers(self.path.parent)
         self.aside.mkdir()
 
     def _publish(self, described: list[dict]) -> None:

@@ -22,7 +22,9 @@ def mesh_for(mode: str, context: Context) -> DeviceMesh:
     """All processes in a row; with hsdp a row for each node, which has as many as the launcher says."""
     if mode != "hsdp":
         return init_device_mesh(context.device.type, (context.world,))
-    node = int(os.environ.get("LOCAL_WORLD_SIZE", context.world))
+    if "LOCAL_WORLD_SIZE" not in os.environ:  # torchrun says it, srun does not
+        raise ValueError("--data-parallel hsdp: how many processes has a node? Export LOCAL_WORLD_SIZE")
+    node = int(os.environ["LOCAL_WORLD_SIZE"])
     if context.world % node:
         raise ValueError(f"--data-parallel hsdp: {context.world} processes are not whole nodes of {node}")
     return init_device_mesh(context.device.type, (context.world // node, node), mesh_dim_names=("nodes", "shards"))
@@ -39,10 +41,6 @@ def shard(module: nn.Module, blocks: Iterable[nn.Module], mode: str, mesh: Devic
         for method in methods:
             if hasattr(part, method):
                 register_fsdp_forward_method(part, method)
-
-
-def is_sharded(module: nn.Module) -> bool:
-    return isinstance(module, FSDPModule)
 
 
 @contextmanager

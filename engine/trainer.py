@@ -209,7 +209,7 @@ class Trainer:
                     self.log(window, bar)
                     window = Window(self.step)
                 paused = time.monotonic()
-                if self.writer is not None and not context.any(not self.writer.ready):
+                if self.writer is not None and self.writer.ready():
                     self.saved()
                 if self.due(options.ckpt_every):  # first, so that nothing below can lose the steps before it
                     self.save()

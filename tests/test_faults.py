@@ -255,12 +255,17 @@ def test_every_held_out_picture_counts_once(places, monkeypatch):
         with torch.no_grad():
             return ClassTask(model, "GPT-1M", {}, optimizer, context, held_out, 2).validate()["val_loss"]
 
+    batches, own = [], ClassTask.conditional_loss
+    monkeypatch.setattr(ClassTask, "conditional_loss", lambda self, *more, **options:
+                        batches.append(self.context.rank) or own(self, *more, **options))  # fmt: skip
     alone, ranks = loss(0, 1), []
+    batches.clear()
     monkeypatch.setattr(Context, "mean", lambda self, values: ranks.append(values) or values)
     each = [loss(rank, 3) for rank in range(3)]
     sums = {name: sum(values[name] for values in ranks) for name in ("losses", "count")}
     assert sums["losses"] / sums["count"] == pytest.approx(alone, rel=1e-5) and sums["count"] == 7
     assert len(set(each)) == 3
+    assert batches == [0, 0, 1, 1, 2, 2], "sharded weights are gathered by all or by none"
 
 
 def test_fewer_held_out_pictures_than_processes_are_refused(places, tmp_path, capsys, monkeypatch):

@@ -10,6 +10,7 @@ K head width, C codes in the vocabulary, L layers.
 from dataclasses import asdict, dataclass
 from functools import partial
 from math import isqrt
+from operator import attrgetter
 from random import Random
 from typing import NamedTuple
 
@@ -285,7 +286,7 @@ class Transformer(nn.Module):
     def initial(self, name: str) -> Tensor:
         """The value that a weight starts with, float32 on the CPU: a function of its name and of the seed that torch's
         generator gave this model, so that one can be drawn without the others."""
-        shape = self.state_dict()[name].shape
+        shape = attrgetter(name)(self).shape
         if name.endswith("norm.weight"):
             return torch.ones(shape, device="cpu")
         if name == "output.weight":

@@ -31,10 +31,11 @@ from dataset.captions import lists_in
 from dataset.codes import held_out_rows
 from dataset.faults import Faults
 from dataset.images import scale
-from engine.checkpoint import differing, read_file
+from engine.checkpoint import differing
 from engine.distributed import setup
 from engine.parallel import Parallel
 from engine.run import Run
+from engine.state import read_state
 from language.padding import pad_left
 from language.t5 import TextEncoder
 from tokenizer.tokenizer_image.vq_load import Tokenizer, load_tokenizer, refuse_other_codes
@@ -190,7 +191,7 @@ def begins_a_stage(checkpoint: str, shape: dict, papers: dict) -> bool:
     """Whether only the weights of a checkpoint go on: it has no optimizer, or is of pictures of another size (stage 2:
     positions follow from the size, no weight does). ValueError where they were trained on another encoder's features,
     or on another tokenizer's codes."""
-    data = read_file(checkpoint, "--gpt-ckpt")
+    data = read_state(Path(checkpoint), "--gpt-ckpt")
     meta = data["meta"] if isinstance(data.get("meta"), dict) else {}
     if different := differing(meta, {**papers, "image_size": None}):
         raise ValueError(f"--gpt-ckpt {checkpoint}: was trained on other data, since {'; '.join(different)}. Prepare "

@@ -4,8 +4,11 @@ Every run is 6 steps of GPT-1M on 2 gloo processes, if not said otherwise.
 """
 
 import json
+import os
+import pickle
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +23,13 @@ from autoregressive.models.gpt import build_gpt
 from autoregressive.options import GPTOptions
 from dataset.code_store import CodeStoreWriter
 from engine.checkpoint import read_file
+from engine.distributed import Context
+from engine.options import ParallelOptions
+from engine.parallel import Parallel
 from engine.sharded_checkpoint import Reader, load, read_papers
+from engine.sharding import mesh_for
 
+ALONE = Context(0, 1, torch.device("cpu"))
 SCRIPT = ROOT / "autoregressive/train/train_c2i_fsdp.py"
 
 
@@ -257,7 +265,35 @@ def test_weights_are_functions_of_their_names_and_the_seed():
         assert all(abs(other[name].std() / 0.02 - 1) < 0.05 for name in drawn if "uncond" not in name)
 
 
-def test_an_unknown_way_is_named(places, tmp_path):
-    assert "--data-parallel zero3: choose one of ddp, fsdp" in train(
-        places, tmp_path, "--data-parallel", "zero3", ranks=1, code=2
-    )
+def test_activations_are_computed_again_where_they_are_not_kept():
+    def calls(again: bool) -> int:
+        options, found = ParallelOptions(activation_checkpointing=again), []
+        model = Parallel(options, ALONE).place(partial(build_gpt, "GPT-1M"), "layers", "initial")
+        for layer in model.layers:
+            layer.attention.register_forward_hook(lambda *given: found.append(1))
+        codes = torch.zeros(2, 64, dtype=torch.int64)
+        model(codes[:, :-1], torch.tensor([1, 2]), codes)[1].backward()
+        return len(found)
+
+    assert (calls(False), calls(True)) == (4, 8)
+
+
+def test_an_index_that_would_run_code_is_not_read(tmp_path):
+    class Harm:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "harm"),)
+
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(Harm()))
+    with pytest.raises(ValueError, match=r"\.metadata: not the index of a checkpoint \(names posix.mkdir\)"):
+        Reader(tmp_path).read_metadata()
+    assert not (tmp_path / "harm").exists()
+
+
+def test_what_cannot_be_sharded_so_is_named(monkeypatch):
+    with pytest.raises(ValueError, match="--data-parallel zero3: choose one of ddp, fsdp"):
+        ParallelOptions(data_parallel="zero3")
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    for words in ("Export LOCAL_WORLD_SIZE", "4 processes are not whole nodes of 3"):
+        with pytest.raises(ValueError, match=f"--data-parallel hsdp: .*{words}"):
+            mesh_for("hsdp", Context(0, 4, torch.device("cpu")))
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")

@@ -278,6 +278,7 @@ def test_a_damaged_later_step_does_not_cost_the_newest(tmp_path):
     store.path(500).parent.mkdir(parents=True, exist_ok=True)
     store.path(500).write_bytes(b"damaged")
     (tmp_path / ".0000400.pt.7.part").write_bytes(b"left by kill -9")
+    (tmp_path / ".0000450.part").mkdir()  # of a sharded run
     for step in (400, 450):
         store.save(step, {"steps": step})
     assert store.steps() == [450, 500]

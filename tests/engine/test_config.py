@@ -1,9 +1,11 @@
 """Options become flags, and a user's mistake one plain sentence."""
 
+import subprocess
+import sys
 from dataclasses import dataclass, field
 
 import pytest
-from support import run_script
+from support import environment, run_script
 
 from engine.config import Auto, parse
 
@@ -77,3 +79,30 @@ def test_the_trace_is_shown_on_request(tmp_path, monkeypatch):
     (tmp_path / "entry.py").write_text(SCRIPT)
     monkeypatch.setenv("LLAMAGEN_TRACEBACK", "1")
     assert "Traceback" in run_script(tmp_path / "entry.py", "--fault", "ValueError('x')", code=1).stderr
+
+
+ENTRY = """
+import threading, time
+from dataclasses import dataclass
+from engine.config import run
+
+@dataclass
+class Options:
+    code: int = 0
+
+def main(options):
+    threading.Thread(target=time.sleep, args=(300,)).start()
+    print("all is saved")
+    if options.code:
+        raise SystemExit(options.code)
+
+run(main, Options)
+"""
+
+
+@pytest.mark.parametrize("code", [0, 143])
+def test_one_process_of_many_that_has_done_its_work_ends_whatever_threads_remain(code, tmp_path):
+    (tmp_path / "entry.py").write_text(ENTRY)
+    done = subprocess.run([sys.executable, str(tmp_path / "entry.py"), "--code", str(code)], capture_output=True,
+                          text=True, timeout=60, env={**environment(), "WORLD_SIZE": "2"})  # fmt: skip
+    assert (done.returncode, done.stdout) == (code, "all is saved\n")

@@ -2,7 +2,10 @@
 
 import json
 
+import torch
 from support import run_script
+
+from engine.distributed import pick_precision
 
 SCRIPT = """
 import json
@@ -59,3 +62,14 @@ def test_rank_0_gathers_every_rank_s_value_in_order(tmp_path):
         run_script(script, str(out), ranks=ranks)
         got = [json.loads((out / str(rank)).read_text()) for rank in range(ranks)]
         assert got == [[[rank, list(range(rank + 1))] for rank in range(ranks)], *[[]] * (ranks - 1)]
+
+
+def test_tf32_is_float32_with_rounded_products():
+    before = torch.get_float32_matmul_precision()
+    try:
+        assert pick_precision("none", torch.device("cpu")) is torch.float32
+        assert torch.get_float32_matmul_precision() == before == "highest"
+        assert pick_precision("tf32", torch.device("cpu")) is torch.float32
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
