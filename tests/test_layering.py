@@ -33,7 +33,9 @@ HEAVY = {
 }
 MODELS = (
     "tokenizer/tokenizer_image/vq_model.py",
+    "autoregressive/models/attend.py",
     "autoregressive/models/gpt.py",
+    "autoregressive/models/loss.py",
     "autoregressive/models/mask.py",
     "autoregressive/models/generate.py",
     "autoregressive/models/runners.py",

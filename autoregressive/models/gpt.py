@@ -18,6 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from autoregressive.models.attend import attention
+from autoregressive.models.loss import code_loss, head_loss
+
 
 @dataclass
 class ModelArgs:
@@ -112,15 +115,6 @@ def rotate(x: Tensor, rotary: Tensor) -> Tensor:
     return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2).type_as(x)
 
 
-def attend_one(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention of one query a head, q [B, H, 1, K] over k and v [B, G, T, K], computed in float32."""
-    groups = q.float().view(q.shape[0], k.shape[1], -1, q.shape[-1])  # [B, G, H/G, K]
-    scores = (groups * q.shape[-1] ** -0.5) @ k.float().mT  # [B, G, H/G, T]
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    return (scores.softmax(-1) @ v.float()).view(q.shape).type_as(q)
-
-
 class RMSNorm(nn.Module):
     def __init__(self, dim: int, eps: float):
         super().__init__()
@@ -162,13 +156,8 @@ class Attention(nn.Module):
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-        if q.is_cpu and q.shape[2] == 1 and not self.training:
-            out = attend_one(q, k, v, mask)  # the fused kernel takes 2 to 4 times as long for a single query in bf16
-        else:
-            out = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=causal,
-                dropout_p=self.attn_dropout_p if self.training else 0.0, enable_gqa=self.n_head != self.n_kv_head,
-            )  # [B, H, T, K]
+        dropout = self.attn_dropout_p if self.training else 0.0
+        out = attention(q, k, v, mask, causal, dropout)  # [B, H, T, K]
         return self.resid_dropout(self.wo(out.transpose(1, 2).flatten(2)))  # [B, T, D]
 
     def forward(self, x: Tensor, rotary: Tensor, mask: Tensor | None) -> Tensor:
@@ -313,14 +302,16 @@ class Transformer(nn.Module):
         mask: Tensor | None = None,
         valid: Tensor | None = None,
         drop: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
+        with_logits: bool = True,
+    ) -> tuple[Tensor | None, Tensor | None]:
         """Teacher-forced logits of codes 0..n-1, and their mean cross-entropy if `targets` are given.
 
         idx [B, n-1]: codes 0..n-2. cond_idx [B] labels, or [B, P, caption_dim] features: cls_token_num rows, or fewer
         where the first ones hold no token (trimmed() in mask.py). targets [B, n]: codes 0..n-1.
         mask bool [B, 1, P+n-1, P+n-1], true = may attend; None: causal. valid [B] of 0 and 1: pictures that count.
         drop bool [B]: conditions to replace by 'none'; None: drawn at class_dropout_prob while training.
-        Returns logits [B, n, C] and a scalar float32 loss (None without targets).
+        Returns logits [B, n, C] and a scalar float32 loss (None without targets). with_logits=False: None for logits,
+        which then never stand in memory for the whole batch.
         """
         if drop is None and self.training and self.config.class_dropout_prob > 0:
             drop = torch.rand(len(cond_idx), device=cond_idx.device) < self.config.class_dropout_prob
@@ -330,7 +321,10 @@ class Transformer(nn.Module):
         rotary = self.rotary(h.device)[self.config.cls_token_num - prefix :][: h.shape[1]]
         for layer in self.layers:
             h = layer(h, rotary, mask)
-        logits = self.output(self.norm(h[:, prefix - 1 :]))  # [B, n, C]
+        h = self.norm(h[:, prefix - 1 :])  # [B, n, D]
+        if not with_logits:
+            return None, head_loss(h, self.output.weight, targets, valid)
+        logits = self.output(h)  # [B, n, C]
         return logits, None if targets is None else code_loss(logits, targets, valid)
 
     def prefill(self, cond_idx: Tensor, cache: KVCache, mask: Tensor | None = None) -> Tensor:
@@ -357,15 +351,6 @@ class Transformer(nn.Module):
         for layer, keys, values in zip(self.layers, cache.keys, cache.values):
             h = layer.cached(h, rotary, keys, values, slots, mask, causal)
         return self.output(self.norm(h[:, -1]))  # [B, C]
-
-
-def code_loss(logits: Tensor, targets: Tensor, valid: Tensor | None) -> Tensor:
-    """Mean cross-entropy, in float32, over the codes of the valid pictures; 0 where none is valid."""
-    loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)  # [B, n]
-    if valid is None:
-        return loss.mean()
-    weights = valid.to(loss.dtype)[:, None].expand_as(loss)
-    return (loss * weights).sum() / weights.sum().clamp(min=1)
 
 
 GPT_CONFIGS: dict[str, dict] = {

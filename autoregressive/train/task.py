@@ -101,7 +101,8 @@ class ClassTask(GPTTask):
 
     def conditional_loss(self, module: nn.Module, batch: dict, drop: Tensor | None) -> Tensor:
         codes = batch["codes"]
-        _, loss = module(idx=codes[:, :-1], cond_idx=batch["label"], targets=codes, drop=drop)
+        _, loss = module(idx=codes[:, :-1], cond_idx=batch["label"], targets=codes, drop=drop,
+                         with_logits=False)  # fmt: skip
         return loss
 
     def preview_pictures(self, sampling: Sampling) -> np.ndarray:

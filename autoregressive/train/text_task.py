@@ -65,7 +65,7 @@ class CaptionTask(GPTTask):
         codes = batch["codes"] if "codes" in batch else self.encoded(batch["image"])
         mask = None if held is None else sequence_mask(held, captions.shape[1] + codes.shape[1] - 1)
         _, loss = module(idx=codes[:, :-1], cond_idx=captions, targets=codes, mask=mask, valid=batch["counts"],
-                         drop=drop)  # fmt: skip
+                         drop=drop, with_logits=False)  # fmt: skip
         return loss
 
     def captions(self, batch: dict) -> tuple[Tensor, Tensor]:

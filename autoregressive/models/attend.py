@@ -1,0 +1,44 @@
+"""Attention by whatever computes it fastest where it runs.
+
+Axes: B batch, H query heads, G key/value heads, T queries, S keys, K head width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SHORT = 256  # queries up to which, on a CPU, plain products train faster than the fused kernel
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float = 0.0) -> Tensor:
+    """Softmax of q [B, H, T, K] over k and v [B, G, S, K]: [B, H, T, K].
+
+    mask bool, [B or 1, 1, T, S]: true = may attend; causal: what stands behind may not, and there is no mask.
+    """
+    learns = torch.is_grad_enabled() and q.requires_grad
+    if q.is_cpu and not dropout:
+        if q.shape[2] == 1 and not learns:
+            return attend_one(q, k, v, mask)
+        if q.shape[2] <= SHORT and learns and q.shape[1] == k.shape[1]:
+            return attend_short(q, k, v, mask, causal)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout,
+                                          enable_gqa=q.shape[1] != k.shape[1])  # fmt: skip
+
+
+def attend_one(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """One query a head, in float32: the fused kernel takes 2 to 4 times as long for it in bf16."""
+    groups = q.float().view(q.shape[0], k.shape[1], -1, q.shape[-1])  # [B, G, H/G, K]
+    scores = (groups * q.shape[-1] ** -0.5) @ k.float().mT  # [B, G, H/G, S]
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return (scores.softmax(-1) @ v.float()).view(q.shape).type_as(q)
+
+
+def attend_short(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """As many key as query heads: two batched products, forward and backward; the fused kernel's backward pass takes 2
+    to 5 times as long in bf16."""
+    allowed = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril() if causal else mask
+    bias = q.new_zeros(()) if allowed is None else torch.where(allowed, 0.0, float("-inf")).type_as(q)
+    bias = bias.expand(*q.shape[:3], k.shape[2]).flatten(0, 1)  # [B * H, T, S]
+    q, k, rows = (q * q.shape[-1] ** -0.5).flatten(0, 1), k.flatten(0, 1), q.shape[0]
+    return (torch.baddbmm(bias, q, k.mT).softmax(-1) @ v.flatten(0, 1)).unflatten(0, (rows, -1))

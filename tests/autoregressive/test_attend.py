@@ -1,0 +1,60 @@
+"""Every way to attend computes the same, forward and backward."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import autoregressive.models.attend as attend
+
+CAUSAL = torch.ones(12, 12, dtype=torch.bool).tril()
+PADDED = CAUSAL & (torch.arange(12) >= torch.tensor([0, 3, 7])[:, None, None, None]) | torch.eye(12, dtype=torch.bool)
+
+
+def inputs(heads: int = 4, groups: int = 4, queries: int = 12, dtype=torch.float32) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    made = torch.randn(3, queries, heads, 16), torch.randn(3, 12, groups, 16), torch.randn(3, 12, groups, 16)
+    return [each.to(dtype).transpose(1, 2).requires_grad_() for each in made]
+
+
+def answers(way, q, k, v, **options) -> list[torch.Tensor]:
+    out = way(q, k, v, **options)
+    slopes = torch.autograd.grad((out * torch.linspace(-1, 1, 16)).sum(), (q, k, v))
+    return [out.detach(), *slopes]
+
+
+@pytest.mark.parametrize("mask, causal", [(None, True), (PADDED, False), (CAUSAL[None, None], False), (None, False)])
+@pytest.mark.parametrize("groups", [4, 2])
+def test_short_sequences_train_as_the_fused_kernel_does(groups, mask, causal, monkeypatch):
+    calls = []
+    short = attend.attend_short
+    monkeypatch.setattr(attend, "attend_short", lambda *given: calls.append(1) or short(*given))
+    given = inputs(groups=groups)
+    found = answers(attend.attention, *given, mask=mask, causal=causal)
+    expected = answers(F.scaled_dot_product_attention, *given, attn_mask=mask, is_causal=causal, enable_gqa=groups != 4)
+    for one, two in zip(found, expected):
+        torch.testing.assert_close(one, two, atol=2e-6, rtol=1e-5)
+    assert len(calls) == (groups == 4)
+
+
+def test_in_bf16_short_sequences_lose_what_bf16_loses():
+    exact = answers(F.scaled_dot_product_attention, *inputs(), is_causal=True)
+    for way in (attend.attention, F.scaled_dot_product_attention):
+        options = {"mask": None, "causal": True} if way is attend.attention else {"is_causal": True}
+        found = answers(way, *inputs(dtype=torch.bfloat16), **options)
+        for one, two in zip(found, exact):
+            assert one.dtype == torch.bfloat16 and (one.float() - two).norm() < 0.01 * two.norm()
+
+
+@pytest.mark.parametrize("groups", [4, 2])
+def test_one_query_attends_as_many_do(groups):
+    q, k, v = (each.detach() for each in inputs(groups=groups, queries=1))
+    mask = torch.arange(12) >= torch.tensor([0, 3, 7])[:, None, None, None]
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=groups != 4)
+    torch.testing.assert_close(attend.attention(q, k, v, mask, causal=False), expected, atol=2e-6, rtol=1e-5)
+
+
+def test_dropped_weights_are_scaled_up():
+    q, k, v = inputs()
+    torch.manual_seed(1)
+    out = torch.stack([attend.attention(q, k, torch.ones_like(v), None, True, dropout=0.5) for _ in range(200)])
+    assert float(out.std()) > 0.3 and float(out.mean()) == pytest.approx(1, abs=0.05)
