@@ -52,8 +52,8 @@ def consume(loader, batch_size: int) -> float:
 
 
 def ours(options: CodesBenchmark, folder: Path, workers: int) -> dict[str, float]:
-    from dataset.build import loader
     from dataset.codes import Codes, open_codes
+    from dataset.loading import loader
     from dataset.order import Order
 
     store = open_codes(folder / "store")

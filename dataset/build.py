@@ -1,24 +1,19 @@
-"""From a name and a path to pictures, and from pictures to a loader."""
+"""From a name and a path to pictures."""
 
 import json
 import os
 import re
-import signal
 import sys
-import threading
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from dataset.classes import imagenet_classes
 from dataset.digits import digits
 from dataset.images import ArraySource, Crops, FileSource, ImageSource
-from dataset.order import Order, RankBatches
+from dataset.loading import batch_loader
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 SPLIT_FOLDERS = {"train", "val", "valid", "validation", "test"}
@@ -154,46 +149,6 @@ def cifar10(root: Path, split: str) -> ImageSource:
     return ArraySource(np.concatenate([part.data for part in fetched]), labels, list(fetched[0].classes))
 
 
-def loader(
-    dataset: Dataset, order: Order, rank: int, world: int, start: int, stop: int, workers: int
-) -> Iterable[dict[str, torch.Tensor]]:
-    """This rank's batches of the steps start..stop-1, of Images or Codes."""
-    batches = RankBatches(order, rank, world, start, stop)
-    if workers and getattr(dataset, "mapped", False):
-        return read_ahead(dataset, batches)
-    return batch_loader(dataset, batches, workers)
-
-
-def read_ahead(dataset: Dataset, batches: Iterable[list], ahead: int = 8) -> Iterator[dict[str, torch.Tensor]]:
-    """Batches of memory-mapped codes, read by a thread beside the training.
-
-    Sending a batch from a worker process was measured to cost ten times as much as reading it.
-    """
-    with ThreadPoolExecutor(1) as reader:
-        waiting: deque = deque()
-        for keys in batches:
-            waiting.append(reader.submit(dataset.__getitems__, keys))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
-def batch_loader(dataset: Dataset, batches: Iterable[list], workers: int) -> DataLoader:
-    """A batch for each list of keys, in that order."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(workers, cores)
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=dataset.collate,
-        pin_memory=torch.cuda.is_available(),
-        persistent_workers=workers > 0,
-        worker_init_fn=only_the_parent_ends_a_worker,
-    )
-
-
 def center_crops(
     source: ImageSource,
     size: int,
@@ -220,24 +175,6 @@ def center_crops(
         if part["images"] is not None:
             images = part["images"][:, 0].permute(0, 2, 3, 1)
             yield {"images": images, "label": part["label"], "index": part["index"]}
-
-
-def only_the_parent_ends_a_worker(worker: int) -> None:
-    """Ctrl-C, or a SIGTERM to the whole process group, is for the main process, which still needs batches to save.
-
-    A SIGTERM of the parent itself is heeded (plainly ignoring it would make Python wait for its workers for ever when a
-    run ends in an error). Where a signal does not tell its sender (macOS), SIGTERM works as it always does.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_exit_on_the_parents_word, daemon=True).start()
-
-
-def _exit_on_the_parents_word() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
 
 
 def _pictures(root: Path) -> list[str]:

@@ -2,10 +2,12 @@
 
 import gc
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -73,6 +75,25 @@ class Context:
             raise failure or SystemExit(2)
         return value
 
+    def alike(self, facts: dict) -> None:
+        """ValueError on every rank where they were not started alike: which rank has what else than rank 0.
+
+        facts: what all should have in common, by the names that a user knows it by.
+        """
+        if self.world == 1:
+            return
+        every: list[dict] = [{}] * self.world
+        dist.all_gather_object(every, facts)
+        found = []
+        for name in dict.fromkeys(name for each in every for name in each):
+            values = [repr(each.get(name)) for each in every]
+            others = [rank for rank, value in enumerate(values) if value != values[0]]
+            if others:
+                found.append(f"{name} is {shown(values[others[0]])} on rank {listed(others)}, {shown(values[0])} on 0")
+        if found:
+            raise ValueError(f"the {self.world} processes were not started alike: {'; '.join(found[:5])}. Give all of "
+                             "them the same command, files and versions")  # fmt: skip
+
     def gather(self, value) -> list:
         """Every rank's value, in their order, on rank 0; nothing elsewhere."""
         if self.world == 1:
@@ -80,6 +101,14 @@ class Context:
         boxes = [None] * self.world if self.is_main else None
         dist.gather_object(value, boxes, dst=0)
         return boxes or []
+
+
+def shown(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers[:8])) + (f" and {len(numbers) - 8} more" if len(numbers) > 8 else "")
 
 
 def pick_device(name: str = "auto", local_rank: int = 0, world: int = 1) -> torch.device:
@@ -147,8 +176,35 @@ def setup(device: str = "auto", timeout_minutes: float = 30) -> Context:
         torch.cuda.set_device(chosen)
     if world > 1 and not dist.is_initialized():
         backend = "nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, rank=rank, world_size=world, timeout=timedelta(minutes=timeout_minutes))
+        timeout = timedelta(minutes=timeout_minutes)
+        store, rank, world = next(dist.rendezvous("env://", rank, world, timeout=timeout))
+        store = fresh_store(store, rank, world, 60 * timeout_minutes)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
     return Context(rank, world, chosen)
+
+
+def fresh_store(store: dist.Store, rank: int, world: int, seconds: float) -> dist.Store:
+    """A part of the launcher's store that no process has used which is gone.
+
+    torchrun's store outlives the processes that it starts again, and with it the addresses of the dead, which the
+    living would connect to. So rank 0 invites every process by a name that it made up to a place that is new.
+    """
+    own = uuid4().hex
+    if rank:
+        store.set(f"here {rank}", own)
+        place = store.get(f"invited {own}").decode()
+        store.set(f"{place} {rank}", "")
+        return dist.PrefixStore(place, store)
+    awaited, deadline = list(range(1, world)), time.monotonic() + seconds
+    while awaited:
+        if time.monotonic() > deadline:
+            raise OSError(f"of {world} processes {len(awaited)} did not come within {seconds:.0f} s: {awaited[:8]}")
+        for other in awaited:
+            if store.check([f"here {other}"]):  # perhaps a dead one's name; then the living one's comes later
+                store.set(f"invited {store.get(f'here {other}').decode()}", own)
+        time.sleep(0.01)
+        awaited = [other for other in awaited if not store.check([f"{own} {other}"])]
+    return dist.PrefixStore(own, store)
 
 
 def leave() -> None:

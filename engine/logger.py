@@ -2,10 +2,13 @@
 
 import json
 import os
+import time
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from engine.checkpoint import write_text
@@ -72,3 +75,23 @@ def is_up_to(line: str, step: int) -> bool:
         return json.loads(line)["step"] <= step
     except (json.JSONDecodeError, KeyError):  # a line cut short by a crash
         return False
+
+
+class Window:
+    """Sums of the figures between two log lines; they stay on the device until they are read."""
+
+    def __init__(self, first_step: int):
+        self.first_step, self.began = first_step, time.monotonic()
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, figures: dict[str, Tensor]) -> None:
+        for name, value in figures.items():
+            self.sums[name] = self.sums.get(name, 0.0) + torch.as_tensor(value).detach()
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def means(self) -> dict[str, float]:
+        return {name: float(total) / self.counts[name] for name, total in self.sums.items()}
+
+    def seconds(self) -> float:
+        return max(time.monotonic() - self.began, 1e-9)

@@ -117,6 +117,9 @@ class RunOptions:
     """Steps between validations, where there is held-out data (0: none)."""
     max_minutes: float | None = None
     """Stop after so many minutes with everything saved; --resume goes on."""
+    timeout_minutes: float = 30
+    """A process whose step takes longer says where it stands and ends, which lets torchrun --max-restarts start all
+    again; so long processes wait for one another, too."""
     wandb: bool = False
     """Log to Weights & Biases too."""
     wandb_project: str = "llamagen"
@@ -124,3 +127,5 @@ class RunOptions:
     def __post_init__(self):
         at_least(self, 0, "log_every", "ckpt_every", "keep_ckpts", "keep_every")
         at_least(self, 0, "preview_every", "val_every", "max_minutes")
+        if not self.timeout_minutes > 0:
+            raise ValueError(f"--timeout-minutes {self.timeout_minutes}: must be above 0")

@@ -24,6 +24,7 @@ class Parallel:
         self.weights = pick_precision(precision, context.device, "--mixed-precision")
         self.gradients = pick_precision(options.grad_precision or "fp32", context.device, "--grad-precision")
         self.compile = compile and context.device.type == "cuda"
+        self.origin = ""  # fingerprint of the whole weights that sharded ones are parts of
         self.mesh = None
         if self.sharded:
             from engine.sharding import mesh_for
@@ -62,7 +63,7 @@ class Parallel:
                 block.compile()
         policy = MixedPrecisionPolicy(param_dtype=self.weights, reduce_dtype=self.gradients)
         shard(module, parts, self.options.data_parallel, self.mesh, policy, methods)
-        materialize(module, self.context.device, getattr(module, value))
+        self.origin = materialize(module, self.context.device, getattr(module, value))
         return module
 
 

@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from engine.distributed import Context
 from engine.parts import take
+from engine.startup import fingerprint
 
 
 def mesh_for(mode: str, context: Context) -> DeviceMesh:
@@ -53,8 +54,15 @@ def unreduced(module: FSDPModule) -> Iterator[None]:
         module.set_requires_gradient_sync(True)
 
 
-def materialize(module: nn.Module, device: torch.device, value: Callable[[str], Tensor]) -> None:
-    """Memory for the parts of a module on the meta device, and what they start with: value(name), whole."""
+def materialize(module: nn.Module, device: torch.device, value: Callable[[str], Tensor]) -> str:
+    """Memory for the parts of a module on the meta device, and what they start with: value(name), whole. The whole
+    values' fingerprint."""
     module.to_empty(device=device)
-    for name, tensor in module.state_dict().items():
-        take(tensor, value(name))
+
+    def taken() -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in module.state_dict().items():
+            whole = value(name)
+            take(tensor, whole)
+            yield name, whole
+
+    return fingerprint(taken())

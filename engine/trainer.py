@@ -20,12 +20,14 @@ from tqdm import tqdm
 
 from engine.checkpoint import differing, epochs_after, newest_checkpoint, write_json
 from engine.distributed import Context, peak_flops, pick_precision
-from engine.logger import Logger
+from engine.logger import Logger, Window
 from engine.optim import EMA, schedule
 from engine.options import OptimOptions, ParallelOptions
 from engine.parallel import Parallel, clip, no_sync, wrap
 from engine.run import Run
+from engine.startup import fingerprint
 from engine.state import load_state, read_state, tensors_of
+from engine.watch import Watch
 
 Loss = Callable[[nn.Module, dict, int], tuple[Tensor, dict[str, Tensor]]]
 
@@ -59,12 +61,18 @@ class Task(Protocol):
     def at_end(self) -> str | None: ...  # the same, when all steps are done
 
 
-class Trainer:
-    """Trains `task` from where its checkpoint stands up to `total` steps.
+class Feed(Protocol):
+    """What this rank trains on."""
 
-    batches(start, stop): this rank's batches of steps start to stop - 1, each a dict of tensors whose first axis is the
-    sample. order: what decides which samples a step sees; a resumed run must have the same.
-    """
+    steps_per_epoch: int
+    order: dict  # what decides which samples a step sees; a resumed run must have the same
+
+    def batches(self, start: int, stop: int) -> Iterable[dict]: ...  # of steps start to stop - 1; axis 0 is the sample
+    def probe(self) -> dict: ...  # samples that all ranks should find alike
+
+
+class Trainer:
+    """Trains `task` from where its checkpoint stands to the last step."""
 
     def __init__(
         self,
@@ -72,13 +80,11 @@ class Trainer:
         optim: OptimOptions,
         run: Run,
         context: Context,
-        total: int,
-        batches: Callable[[int, int], Iterable[dict]],
-        order: dict,
+        feed: Feed,
         parallel: Parallel | None = None,
     ):
-        self.task, self.optim, self.run, self.context = task, optim, run, context
-        self.total, self.batches, self.order = total, batches, order
+        self.task, self.optim, self.run, self.context, self.feed = task, optim, run, context, feed
+        self.total, self.order = optim.max_steps or optim.epochs * feed.steps_per_epoch, feed.order
         self.parallel = parallel or Parallel(ParallelOptions(), context)
         self.writer = self.parallel.writer()
         self.accumulate = optim.gradient_accumulation_steps
@@ -89,8 +95,8 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(context.device.type, enabled=self.dtype == torch.float16)
         self.ema = EMA(task.phases[0].module, optim.ema_decay) if optim.ema else None
         self.step, self.stop_signal = 0, 0
-        schedule(optim.lr_schedule, 0, total, optim.warmup_steps, optim.lr_final)  # a wrong name is said before step 1
-        config = {**asdict(optim), **asdict(run.options), **order}
+        schedule(optim.lr_schedule, 0, self.total, optim.warmup_steps, optim.lr_final)  # a wrong name is said at once
+        config = {**asdict(optim), **asdict(run.options), **self.order}
         self.logger = Logger(run.folder if context.is_main else None,
                              run.options.wandb_project if run.options.wandb else None, config)  # fmt: skip
 
@@ -131,6 +137,8 @@ class Trainer:
             load_state(path, state, self.task.phases, self.ema, flag)
         except ValueError as error:
             raise error if str(path) in str(error) else ValueError(f"{flag} {path}: {error}") from error
+        model = state[self.task.phases[0].name]
+        self.parallel.origin = fingerprint(model.items()) if model is not None else str(state["files"])
         if "scaler" in state and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         self.step = int(state["steps"])
@@ -180,9 +188,23 @@ class Trainer:
 
     # ---- the loop
 
+    def check_alike(self) -> None:
+        """ValueError where the ranks have other models, data, steps or weights."""
+        if self.context.world == 1:
+            return
+        states = [item for phase in self.task.phases for item in phase.module.state_dict().items()]
+        self.context.alike({
+            "the model": self.task.meta(),
+            "the number and order of samples": self.order,
+            "the data (a hash of three samples)": fingerprint(self.feed.probe().items()),
+            "the step": self.step,
+            "the weights (a hash)": self.parallel.origin if self.parallel.sharded else fingerprint(states),
+        })  # fmt: skip
+
     def fit(self) -> None:
         """Train to the last step, to --max-minutes, or to a signal; leaves a checkpoint of where it ended."""
         context, task, options = self.context, self.task, self.run.options
+        self.check_alike()
         for phase in task.phases:
             if self.optim.compile and context.device.type == "cuda" and not self.parallel.sharded:
                 phase.module.compile()
@@ -196,10 +218,12 @@ class Trainer:
                         f"{max(0, self.total - self.step)} steps to go")  # fmt: skip
         previous = self.catch_signals()
         began, saved_at, why = time.monotonic(), self.step, ""
-        window = Window(self.step)
+        window, watch = Window(self.step), Watch(context, options.timeout_minutes)
         bar = tqdm(total=self.total, initial=self.step, unit="step", disable=None if context.is_main else True)
         try:
-            for batch in self.batches(self.step, self.total):
+            watch.expect(f"loading the batch of step {self.step}")
+            for batch in self.feed.batches(self.step, self.total):
+                watch.expect(f"step {self.step}")
                 window.add(self.train_step(batch))
                 self.step += 1
                 bar.update()
@@ -208,6 +232,7 @@ class Trainer:
                 if self.due(options.log_every):
                     self.log(window, bar)
                     window = Window(self.step)
+                watch.rest()
                 paused = time.monotonic()
                 if self.writer is not None and self.writer.ready():
                     self.saved()
@@ -219,14 +244,17 @@ class Trainer:
                 if self.due(options.preview_every):
                     self.preview()
                 window.began += time.monotonic() - paused  # rates are those of training
+                watch.expect(f"loading the batch of step {self.step}")
                 late = options.max_minutes is not None and time.monotonic() - began > 60 * options.max_minutes
                 if context.any(bool(late or self.stop_signal)):
                     why = "signal" if context.any(bool(self.stop_signal)) else "--max-minutes"
                     break
+            watch.rest()
             if saved_at != self.step:
                 self.save()
             self.saved()
         finally:
+            watch.end()
             for phase in task.phases:
                 phase.wrapped = phase.module  # DDP would hold the process group beyond its end
             bar.close()
@@ -290,7 +318,7 @@ class Trainer:
         """Every so many steps and at the last; 0: never."""
         return every > 0 and (self.step % every == 0 or self.step == self.total)
 
-    def log(self, window: "Window", bar: tqdm) -> None:
+    def log(self, window: Window, bar: tqdm) -> None:
         task, context = self.task, self.context
         figures = context.mean(window.means())
         rate = (self.step - window.first_step) * self.optim.global_batch_size / window.seconds()
@@ -340,26 +368,6 @@ class Trainer:
             return {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
         except ValueError:  # not the main thread: whoever owns it handles signals
             return {}
-
-
-class Window:
-    """Sums of the figures between two log lines; they stay on the device until they are read."""
-
-    def __init__(self, first_step: int):
-        self.first_step, self.began = first_step, time.monotonic()
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
-
-    def add(self, figures: dict[str, Tensor]) -> None:
-        for name, value in figures.items():
-            self.sums[name] = self.sums.get(name, 0.0) + torch.as_tensor(value).detach()
-            self.counts[name] = self.counts.get(name, 0) + 1
-
-    def means(self) -> dict[str, float]:
-        return {name: float(total) / self.counts[name] for name, total in self.sums.items()}
-
-    def seconds(self) -> float:
-        return max(time.monotonic() - self.began, 1e-9)
 
 
 class evaluating:

@@ -6,7 +6,6 @@ Axes: B pictures, H height, W width.
 """
 
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +14,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from dataset.build import batch_loader, build_source, loader
+from dataset.build import build_source
 from dataset.images import Images, ImageSource
+from dataset.loading import Feed, batch_loader
 from dataset.options import DataOptions
-from dataset.order import HELD_OUT, Order, draw
+from dataset.order import HELD_OUT, draw
 from engine.checkpoint import save_safetensors
-from engine.distributed import Context, leave, setup
+from engine.distributed import Context, leave
 from engine.optim import adamw
 from engine.run import Run
+from engine.startup import join
 from engine.trainer import Phase, Trainer, evaluating
 from evaluations.convnet import ConvNet, ConvNetConfig
 from evaluations.options import ClassifierTraining, TrainClassifier
@@ -149,12 +150,12 @@ def train_classifier(options: TrainClassifier) -> None:
     training, optim, data = options.training, options.optim, options.data
     if training.image_size < 8:
         raise ValueError(f"--image-size {training.image_size}: must be at least 8")
-    context = setup(optim.device)
+    context = join(options)
     whole = build_source(data.dataset, data.data_path, data.split)
     classes = number_of_classes(whole, data.data_path)
     source, other = held_out(training, data, whole, optim.global_seed)
     images = Images(source, training.image_size, "random", optim.global_seed, data.flips)
-    order = Order(len(images), optim.global_batch_size, optim.global_seed)
+    feed = Feed(images, optim.global_batch_size, optim.global_seed, context.rank, context.world, data.num_workers)
 
     torch.manual_seed(optim.global_seed)
     model = build_classifier(ConvNetConfig(training.width, classes, training.image_size))
@@ -165,14 +166,11 @@ def train_classifier(options: TrainClassifier) -> None:
     optimizer = adamw(model, optim.lr, (optim.beta1, optim.beta2), decay)
     task = ClassifierTask(model, papers, optimizer, context, Images(other, training.image_size, "center"),
                           optim.global_batch_size, data.num_workers)  # fmt: skip
-    total = optim.max_steps or optim.epochs * order.steps_per_epoch
-    batches = partial(loader, images, order, context.rank, context.world, workers=data.num_workers)
-    what = {"samples": len(images), "global_batch_size": optim.global_batch_size, "global_seed": optim.global_seed}
     run = Run(options.run, name, context)
-    trainer = Trainer(task, optim, run, context, total, lambda start, stop: batches(start=start, stop=stop), what)
+    trainer = Trainer(task, optim, run, context, feed)
     trainer.resume(None, "--resume")
     trainer.fit()
-    if trainer.step == total:
+    if trainer.step == trainer.total:
         if task.accuracy is None:  # a finished run was resumed, or --val-every is 0
             with evaluating(model), trainer.averaged():
                 task.validate()

@@ -13,10 +13,10 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from dataset.build import batch_loader
 from dataset.captions import BadLine, caption_of, line_starts, list_source, lists_in, read_line, stem_of
 from dataset.faults import Skipped, by_cause
 from dataset.feature_store import FeatureStoreWriter, convert_features, is_store
+from dataset.loading import batch_loader
 from dataset.store import finish_stores
 from engine.distributed import leave, pick_precision, setup
 from language.clean import clean_caption

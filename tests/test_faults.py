@@ -332,7 +332,7 @@ def test_a_signal_to_the_whole_process_group_ends_a_run_saved(number, places, tm
 
 def test_workers_end_with_a_run_that_fails(places, tmp_path):
     """Python waits for its workers at exit, so one that heeded no signal at all would keep a failed run for ever."""
-    code = ("import numpy as np; from dataset.build import batch_loader; from dataset.images import *\n"
+    code = ("import numpy as np; from dataset.loading import batch_loader; from dataset.images import *\n"
             "images = Images(ArraySource(np.zeros((9, 8, 8, 3), np.uint8), np.zeros(9)), 8)\n"
             "def fail():\n    batches = batch_loader(images, [[0]] * 9, 1)\n"
             "    for batch in batches: raise RuntimeError('failed')\nfail()")  # fmt: skip

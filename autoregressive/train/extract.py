@@ -12,12 +12,13 @@ import torch
 from tqdm import tqdm
 
 from autoregressive.train.options import ExtractCodes, Extraction, ExtractTextCodes
-from dataset.build import batch_loader, build_source
+from dataset.build import build_source
 from dataset.caption_lists import CaptionLists, ListedPictures
 from dataset.captions import list_source, lists_in, stem_of
 from dataset.codes import CodeStoreWriter
 from dataset.faults import Skipped, by_cause
 from dataset.images import Crops, fingerprint, scale
+from dataset.loading import batch_loader
 from dataset.store import finish_stores
 from engine.distributed import Context, leave, pick_precision, setup
 from tokenizer.tokenizer_image.vq_load import Tokenizer, load_tokenizer

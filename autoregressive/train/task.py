@@ -18,16 +18,16 @@ from autoregressive.models.gpt import Transformer, build_gpt, gpt_config
 from autoregressive.models.runners import EagerRunner
 from autoregressive.sample.pipeline import Pipeline
 from autoregressive.train.options import CodeTraining, GPTTraining, HoldOut, TrainC2I, TrainT2I
-from dataset.build import loader
 from dataset.classes import class_names_for, find_label
 from dataset.codes import Codes, check, open_codes, split
-from dataset.order import Order
+from dataset.loading import Feed
 from engine.checkpoint import load_strict, read_weights
-from engine.distributed import Context, leave, setup
+from engine.distributed import Context, leave
 from engine.optim import adamw
 from engine.options import OptimOptions
 from engine.parallel import Parallel
 from engine.run import Run
+from engine.startup import fingerprint, join
 from engine.trainer import Phase, Trainer
 from evaluations.images import save_grid
 from tokenizer.tokenizer_image.vq_load import load_tokenizer, refuse_other_codes
@@ -149,7 +149,7 @@ def shape_for(options: CodeTraining, store) -> tuple[dict, int, int]:
 def train_c2i(options: TrainC2I) -> None:
     """Check the codes, build the model, train it."""
     model_options, optim, checks = options.model, options.optim, options.validation
-    context = setup(optim.device)
+    context = join(options)
     check_options(model_options, "c2i")
     size = None if model_options.image_size == "auto" else model_options.image_size
     if model_options.dataset != "imagenet_code":
@@ -214,8 +214,9 @@ def build_model(options: GPTTraining, shape: dict, seed: int, parallel: Parallel
     )  # fmt: skip
     model = parallel.place(build, "layers", "initial", ("prefill", "decode_one", "cached"))
     if finetune:
-        load_strict(model, read_weights(options.gpt_ckpt, flag="--gpt-ckpt"), "--gpt-ckpt",
-                    f"--gpt-model is {options.gpt_model}")  # fmt: skip
+        weights = read_weights(options.gpt_ckpt, flag="--gpt-ckpt")
+        load_strict(model, weights, "--gpt-ckpt", f"--gpt-model is {options.gpt_model}")
+        parallel.origin = fingerprint(weights.state.items())
     return model
 
 
@@ -228,12 +229,9 @@ def train(task: GPTTask, data: Dataset, options: TrainC2I | TrainT2I, run: Run, 
           checkpoint: str | None) -> None:  # fmt: skip
     """Train on `data` as the options say; `checkpoint`: a run to go on from, where this one has not begun."""
     optim, context = options.optim, task.context
-    order = Order(len(data), optim.global_batch_size, optim.global_seed)
-    total = optim.max_steps or optim.epochs * order.steps_per_epoch
-    batches = partial(loader, data, order, context.rank, context.world, workers=options.model.num_workers)
-    what = {"samples": len(data), "global_batch_size": optim.global_batch_size, "global_seed": optim.global_seed}
-    trainer = Trainer(task, optim, run, context, total, lambda start, stop: batches(start=start, stop=stop), what,
-                      parallel)  # fmt: skip
+    feed = Feed(data, optim.global_batch_size, optim.global_seed, context.rank, context.world,
+                options.model.num_workers)  # fmt: skip
+    trainer = Trainer(task, optim, run, context, feed, parallel)
     trainer.resume(checkpoint, "--gpt-ckpt")
     trainer.fit()
     leave()

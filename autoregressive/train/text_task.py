@@ -32,9 +32,9 @@ from dataset.codes import held_out_rows
 from dataset.faults import Faults
 from dataset.images import scale
 from engine.checkpoint import differing
-from engine.distributed import setup
 from engine.parallel import Parallel
 from engine.run import Run
+from engine.startup import join
 from engine.state import read_state
 from language.padding import pad_left
 from language.t5 import TextEncoder
@@ -95,7 +95,7 @@ class CaptionTask(GPTTask):
 def train_t2i(options: TrainT2I) -> None:
     """Check the data, build the model, train it."""
     chosen, optim, checks = options.model, options.optim, options.validation
-    context = setup(optim.device)
+    context = join(options)
     check_options(chosen, "t2i")
     if chosen.dataset != "t2i":
         raise ValueError(f"--dataset {chosen.dataset}: this command trains on lists of captioned pictures, t2i")

@@ -11,7 +11,6 @@ from PIL import Image
 
 import dataset.faults as faults_module
 from dataset.augmentation import center_crop_arr
-from dataset.build import loader
 from dataset.caption_lists import CaptionLists, ListedPictures
 from dataset.captioned import CAUSES, Captioned, Pixels, StoredCodes, StoredFeatures, Tokens, Unusable, known_of
 from dataset.captions import line_starts, list_source, lists_in, stem_of
@@ -19,6 +18,7 @@ from dataset.code_store import CodeStoreWriter
 from dataset.faults import Faults, Skipped, by_cause
 from dataset.feature_store import FeatureStoreWriter, convert_features
 from dataset.images import TooSmall
+from dataset.loading import loader
 from dataset.order import Order
 from language.padding import pad_left
 

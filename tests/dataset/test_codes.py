@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from dataset import files
-from dataset.build import loader
 from dataset.code_store import code_dtype
 from dataset.codes import (
     Codes,
@@ -19,6 +18,7 @@ from dataset.codes import (
     open_codes,
     split,
 )
+from dataset.loading import loader
 from dataset.order import DROP_CONDITION, WHICH_CROP, Order, draw
 
 ROWS, GRID, CROPS, VOCAB = 23, (2, 3), 2, 300

@@ -11,9 +11,10 @@ from PIL import Image
 
 from dataset import build
 from dataset.augmentation import center_crop_arr, mirror, ten_crop
-from dataset.build import batch_loader, build_source, loader
+from dataset.build import build_source
 from dataset.digits import digits_arrays
 from dataset.images import Crops, Images, scale
+from dataset.loading import batch_loader, loader
 from dataset.options import DataOptions
 from dataset.order import Order
 

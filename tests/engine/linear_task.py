@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset, default_collate
 
-from dataset.order import Order, RankBatches
+from dataset.loading import Feed
 from engine.config import parse
 from engine.distributed import Context, leave, setup
 from engine.optim import adamw
@@ -26,6 +26,7 @@ from engine.trainer import Phase, Trainer
 @dataclass
 class Extra:
     dropout: float = 0.0
+    workers: int = 0
     count: int = 40
     """Samples: with a batch of 8, five steps are an epoch."""
     spoil_at: int = -1
@@ -47,6 +48,8 @@ class LinearOptions:
 
 class Lines(Dataset):
     """x float32 [4], y float32 [1] of a fixed linear law with noise."""
+
+    collate = staticmethod(default_collate)
 
     def __init__(self, count: int):
         generator = np.random.default_rng(0)
@@ -103,22 +106,15 @@ class LinearTask:
 def build(options: LinearOptions, context: Context | None = None) -> Trainer:
     context = context or Context(0, 1, torch.device("cpu"))
     optim = options.optim
-    data = Lines(options.extra.count)
-    order = Order(len(data), optim.global_batch_size, optim.global_seed)
-    what = {"samples": len(data), "global_batch_size": optim.global_batch_size, "global_seed": optim.global_seed}
-
-    def batches(start: int, stop: int) -> DataLoader:
-        return DataLoader(data, batch_sampler=RankBatches(order, context.rank, context.world, start, stop))
-
-    return Trainer(
-        LinearTask(options.extra, optim),
-        optim,
-        Run(options.run, "LINE", context),
-        context,
-        optim.max_steps,
-        batches,
-        what,
+    feed = Feed(
+        Lines(options.extra.count),
+        optim.global_batch_size,
+        optim.global_seed,
+        context.rank,
+        context.world,
+        options.extra.workers,
     )
+    return Trainer(LinearTask(options.extra, optim), optim, Run(options.run, "LINE", context), context, feed)
 
 
 def train(options: LinearOptions, context: Context | None = None, checkpoint: str | None = None) -> Trainer:

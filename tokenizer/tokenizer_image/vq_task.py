@@ -7,21 +7,21 @@ Axes: B pictures, H height, W width.
 """
 
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dataset.build import build_source, loader
+from dataset.build import build_source
 from dataset.faults import Faults
 from dataset.images import Images
-from dataset.order import Order
+from dataset.loading import Feed
 from engine.checkpoint import load_strict, read_weights
-from engine.distributed import Context, leave, setup
+from engine.distributed import Context, leave
 from engine.optim import adamw
 from engine.run import Run
+from engine.startup import join
 from engine.trainer import Phase, Trainer
 from evaluations.images import save_grid, to_bytes
 from tokenizer.tokenizer_image.discriminator import build_discriminator
@@ -117,10 +117,10 @@ class TokenizerTask:
 def train_tokenizer(options: TrainTokenizer) -> None:
     """Open the pictures, build the models, train them."""
     training, optim, data = options.training, options.optim, options.data
-    context = setup(optim.device)
+    context = join(options)
     source = build_source(data.dataset, data.data_path, data.split, training.data_face_path)
     images = Images(source, training.image_size, "random", optim.global_seed, data.flips, replace=True)
-    order = Order(len(images), optim.global_batch_size, optim.global_seed)
+    feed = Feed(images, optim.global_batch_size, optim.global_seed, context.rank, context.world, data.num_workers)
 
     path = options.tokenizer.vq_ckpt
     weights = read_weights(path, flag="--vq-ckpt") if path else None
@@ -151,11 +151,7 @@ def train_tokenizer(options: TrainTokenizer) -> None:
     papers = {"model": name, "image_size": training.image_size, "class_names": source.class_names}
     task = TokenizerTask(model, papers, adamw(model, optim.lr, betas, decay), GeneratorLoss(options.loss, perceptual),
                          context, previews, discriminator, optimizer_disc, training.max_bad)  # fmt: skip
-    total = optim.max_steps or optim.epochs * order.steps_per_epoch
-    batches = partial(loader, images, order, context.rank, context.world, workers=data.num_workers)
-    what = {"samples": len(images), "global_batch_size": optim.global_batch_size, "global_seed": optim.global_seed}
-    trainer = Trainer(task, optim, Run(options.run, name, context), context, total,
-                      lambda start, stop: batches(start=start, stop=stop), what)  # fmt: skip
+    trainer = Trainer(task, optim, Run(options.run, name, context), context, feed)
     trainer.resume(None if training.finetune else path, "--vq-ckpt")
     trainer.fit()
     leave()
