@@ -63,3 +63,21 @@ class EvaluationBenchmark:
     """Rounds; in each every contender runs once, in a process of its own. The best time counts."""
     device: str = "cpu"
     """cuda, mps or cpu."""
+
+
+@dataclass
+class KillsTrial:
+    output: str = "benchmarks/results/kills.md"
+    """Where the table is written."""
+    kills: int = 200
+    """How often something is killed."""
+    steps: int = 2000
+    """Steps of the run."""
+    ckpt_every: int = 5
+    """Steps between checkpoints."""
+    async_ckpt: bool = True
+    """Checkpoints are written while training goes on."""
+    processes: int = 2
+    """Processes that the weights are sharded over, on the CPU."""
+    seed: int = 0
+    """Decides what is killed, and when."""

@@ -51,7 +51,7 @@ def loader(
 def lasting(batches_from: Callable[[int], Iterable[dict]], start: int) -> Iterator[dict[str, torch.Tensor]]:
     """The batches of a loader that is started again, at the step in hand, when one of its worker processes is killed.
 
-    OSError where that happens twice without a batch in between.
+    OSError where that happens before it has brought a batch.
     """
     step = start
     while True:

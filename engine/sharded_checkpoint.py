@@ -182,13 +182,18 @@ class Reader(dcp.FileSystemReader):
         return metadata
 
 
+def read_tensors(path: Path, prefixes: str | tuple[str, ...] = "") -> dict[str, Tensor]:
+    """All whole tensors whose names begin so."""
+    held = Reader(path).read_metadata().state_dict_metadata
+    tensors = {name: torch.empty(each.size, dtype=each.properties.dtype) for name, each in held.items()
+               if name.startswith(prefixes)}  # fmt: skip
+    dcp.load(tensors, storage_reader=Reader(path), no_dist=True)
+    return tensors
+
+
 def read_whole(path: Path) -> dict:
     """Weights and moving average, and the papers, as a file of an unsharded run holds them; no moments."""
-    papers, tensors = read_papers(path), {}
-    for name, held in Reader(path).read_metadata().state_dict_metadata.items():
-        if name.startswith(WHOLE):
-            tensors[name] = torch.empty(held.size, dtype=held.properties.dtype)
-    dcp.load(tensors, storage_reader=Reader(path), no_dist=True)
+    papers, tensors = read_papers(path), read_tensors(path, WHOLE)
     found = {part: {name.removeprefix(f"{part}."): value for name, value in tensors.items()
                     if name.startswith(f"{part}.")} for part in ("model", "ema")}  # fmt: skip
     return {**papers, **{part: state for part, state in found.items() if state}}

@@ -23,6 +23,7 @@ PUBLISHED = json.loads((ROOT / "tests/golden/command_flags.json").read_text())
 COMMANDS = [
     "benchmarks/codes.py",
     "benchmarks/evaluation.py",
+    "benchmarks/kills.py",
     "benchmarks/sampling.py",
     "autoregressive/sample/sample_c2i.py",
     "autoregressive/sample/sample_c2i_ddp.py",

@@ -26,7 +26,7 @@ from engine.checkpoint import read_file
 from engine.distributed import Context
 from engine.options import ParallelOptions
 from engine.parallel import Parallel
-from engine.sharded_checkpoint import Reader, load, read_papers
+from engine.sharded_checkpoint import Reader, read_papers, read_tensors
 from engine.sharding import mesh_for
 
 ALONE = Context(0, 1, torch.device("cpu"))
@@ -70,12 +70,7 @@ def checkpoint(folder: Path, step: int = 6, name: str = "run") -> Path:
 
 def same(one: Path, other: Path) -> bool:
     """Whether all tensors of two checkpoints are equal to the bit, moments included."""
-    found = []
-    for folder in (one, other):
-        held = Reader(folder).read_metadata().state_dict_metadata
-        tensors = {name: torch.empty(each.size, dtype=each.properties.dtype) for name, each in held.items()}
-        load(folder, tensors, "test")
-        found.append(tensors)
+    found = [read_tensors(folder) for folder in (one, other)]
     assert found[0].keys() == found[1].keys() and any(name.endswith(".exp_avg_sq") for name in found[0])
     return all(torch.equal(value, found[1][name]) for name, value in found[0].items())
 

@@ -6,7 +6,8 @@ python3 tests/engine/linear_task.py --results-dir DIR --run-name NAME --max-step
 import os
 import signal
 import sys
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,11 @@ from torch.utils.data import Dataset, default_collate
 
 from dataset.loading import Feed
 from engine.config import parse
-from engine.distributed import Context, leave, setup
+from engine.distributed import Context, leave
 from engine.optim import adamw
 from engine.options import OptimOptions, RunOptions
 from engine.run import Run
+from engine.startup import join
 from engine.trainer import Phase, Trainer
 
 
@@ -33,6 +35,8 @@ class Extra:
     """The loss of this step is not a number."""
     kill_at: int = -1
     """Send this process SIGTERM in this step."""
+    hang_at: int = -1
+    """Stand still in this step, on the last of the processes."""
 
 
 @dataclass
@@ -44,6 +48,17 @@ class LinearOptions:
     )
     run: RunOptions = field(default_factory=lambda: RunOptions(log_every=1, ckpt_every=1000))
     extra: Extra = field(default_factory=Extra)
+
+
+def options_in(folder: Path, **changed) -> LinearOptions:
+    """The test's defaults in `folder`; `changed` are fields of any of its parts."""
+    base = LinearOptions()
+    changed = {"results_dir": str(folder), "run_name": "run", **changed}
+    parts = {name: getattr(base, name) for name in ("optim", "run", "extra")}
+    for field_name, value in changed.items():
+        owner = next(name for name, part in parts.items() if hasattr(part, field_name))
+        parts[owner] = replace(parts[owner], **{field_name: value})
+    return LinearOptions(**parts)
 
 
 class Lines(Dataset):
@@ -86,6 +101,8 @@ class LinearTask:
         self.seen.append(batch["index"].tolist())
         if step == self.extra.kill_at:
             os.kill(os.getpid(), signal.SIGTERM)
+        if step == self.extra.hang_at and os.environ["RANK"] == str(int(os.environ["WORLD_SIZE"]) - 1):
+            time.sleep(600)
         error = module(batch["x"]) - batch["y"]
         scale = float("nan") if step == self.extra.spoil_at else 1.0
         return scale * error.square().mean(), {"abs_error": error.detach().abs().mean()}
@@ -126,5 +143,5 @@ def train(options: LinearOptions, context: Context | None = None, checkpoint: st
 
 if __name__ == "__main__":
     chosen = parse(LinearOptions, sys.argv[1:])
-    train(chosen, setup(chosen.optim.device))
+    train(chosen, join(chosen))
     leave()

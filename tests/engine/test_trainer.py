@@ -1,14 +1,16 @@
 """The training loop, by a tiny task: what stops it costs nothing, and how it is spread changes nothing."""
 
 import json
+import re
 import signal
-from dataclasses import replace
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from linear_task import LinearOptions, LinearTask, build, train
+from linear_task import LinearTask, build, train
+from linear_task import options_in as options
 from support import run_script
 
 from engine.checkpoint import read_weights
@@ -18,17 +20,6 @@ from engine.run import Run
 
 SCRIPT = Path(__file__).with_name("linear_task.py")
 ALONE = Context(0, 1, torch.device("cpu"))
-
-
-def options(folder: Path, **changed) -> LinearOptions:
-    """The test's defaults in `folder`; `changed` are fields of any of its parts."""
-    base = LinearOptions()
-    changed = {"results_dir": str(folder), "run_name": "run", **changed}
-    parts = {name: getattr(base, name) for name in ("optim", "run", "extra")}
-    for field, value in changed.items():
-        owner = next(name for name, part in parts.items() if hasattr(part, field))
-        parts[owner] = replace(parts[owner], **{field: value})
-    return LinearOptions(**parts)
 
 
 def last(folder: Path, run: str = "run") -> dict:
@@ -139,6 +130,16 @@ def test_sigterm_to_one_rank_stops_all(tmp_path):
     script.write_text(source)
     run_script(script, "--results-dir", tmp_path, "--run-name", "run", ranks=2, code=None)
     assert last(tmp_path)["steps"] == 7
+
+
+def test_a_rank_that_hangs_is_named_with_its_step_and_where_it_stands(tmp_path):
+    flags = ("--results-dir", tmp_path, "--run-name", "run", "--ckpt-every", 2)
+    began = time.monotonic()
+    said = run_script(SCRIPT, *flags, "--hang-at", 5, "--timeout-minutes", 0.05, ranks=2, code=1).stderr
+    assert time.monotonic() - began < 60
+    assert "error: process 1 of 2 stands still: step 5 has taken more than 0.05 minutes (--timeout-minutes)" in said
+    assert re.search(r"File .*linear_task\.py\", line \d+ in loss", said), "the stack of what it was at"
+    assert last(tmp_path)["steps"] == 4
 
 
 @pytest.mark.parametrize("minutes, steps", [(0.0, 1), (None, 12), (60, 12)])
