@@ -10,20 +10,19 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from engine.distributed import Context, pick_precision
-from engine.options import ParallelOptions
+from engine.options import OptimOptions, ParallelOptions
 from engine.parts import whole
 
 
 class Parallel:
     """Builds modules as the flags spread them. One process has nothing to shard: there, all ways are the same."""
 
-    def __init__(self, options: ParallelOptions, context: Context, precision: str = "none", compile: bool = False):
-        """precision: --mixed-precision."""
+    def __init__(self, options: ParallelOptions, context: Context, optim: OptimOptions):
         self.options, self.context = options, context
         self.sharded = options.data_parallel != "ddp" and context.world > 1
-        self.weights = pick_precision(precision, context.device, "--mixed-precision")
+        self.weights = pick_precision(optim.mixed_precision, context.device, "--mixed-precision")
         self.gradients = pick_precision(options.grad_precision or "fp32", context.device, "--grad-precision")
-        self.compile = compile and context.device.type == "cuda"
+        self.compile = optim.compiles(context.device.type)
         self.origin = ""  # fingerprint of the whole weights that sharded ones are parts of
         self.mesh = None
         if self.sharded:

@@ -85,7 +85,7 @@ class Trainer:
     ):
         self.task, self.optim, self.run, self.context, self.feed = task, optim, run, context, feed
         self.total, self.order = optim.max_steps or optim.epochs * feed.steps_per_epoch, feed.order
-        self.parallel = parallel or Parallel(ParallelOptions(), context)
+        self.parallel = parallel or Parallel(ParallelOptions(), context, optim)
         self.writer = self.parallel.writer()
         self.accumulate = optim.gradient_accumulation_steps
         if optim.global_batch_size % (context.world * self.accumulate):
@@ -206,12 +206,12 @@ class Trainer:
         context, task, options = self.context, self.task, self.run.options
         self.check_alike()
         for phase in task.phases:
-            if self.optim.compile and context.device.type == "cuda" and not self.parallel.sharded:
+            if self.optim.compiles(context.device.type) and not self.parallel.sharded:
                 phase.module.compile()
             phase.wrapped = wrap(phase.caller or phase.module, context)
             phase.wrapped.train()
-        if self.optim.compile and context.device.type != "cuda":
-            self.logger.say(f"--compile: skipped on {context.device.type}, where it gains nothing")
+        if self.optim.compile and not self.optim.compiles(context.device.type):
+            self.logger.say(f"--compile: left out on {context.device.type}; --compile-on-cpu insists")
         parameters = sum(p.numel() for p in task.phases[0].module.parameters())
         self.logger.say(f"{self.run.folder}: {parameters / 1e6:.1f}M parameters, {context.world} process(es) on "
                         f"{context.device}, {str(self.dtype).removeprefix('torch.')}, "

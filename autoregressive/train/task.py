@@ -174,7 +174,7 @@ def train_c2i(options: TrainC2I) -> None:
     held_out = Codes(val_store, optim.global_seed, val_rows) if checks.val_code_path or checks.val_fraction else None
     check_held_out(held_out, "--val-code-path" if checks.val_code_path else "--val-fraction", context)
     run = Run(options.run, model_options.gpt_model, context)
-    parallel = Parallel(options.parallel, context, optim.mixed_precision, optim.compile)
+    parallel = Parallel(options.parallel, context, optim)
     model = build_model(model_options, shape, optim.global_seed, parallel, model_options.finetune and not run.begun)
     papers = {"image_size": size, "downsample_size": downsample, "class_names": store.class_names,
               "tokenizer": store.tokenizer}  # fmt: skip

@@ -122,7 +122,7 @@ def train_t2i(options: TrainT2I) -> None:
     finetune = not run.begun and (
         chosen.finetune or (chosen.gpt_ckpt is not None and begins_a_stage(chosen.gpt_ckpt, shape, papers))
     )
-    parallel = Parallel(options.parallel, context, optim.mixed_precision, optim.compile)
+    parallel = Parallel(options.parallel, context, optim)
     model = build_model(chosen, shape, optim.global_seed, parallel, finetune)
     pipeline = None
     if tokenizer is not None and options.run.preview_every and (context.is_main or parallel.sharded):

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import re
+import resource
 import shutil
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from autoregressive.options import GPTOptions
 from dataset.code_store import CodeStoreWriter
 from engine.checkpoint import read_file
 from engine.distributed import Context
-from engine.options import ParallelOptions
+from engine.options import OptimOptions, ParallelOptions
 from engine.parallel import Parallel
 from engine.sharded_checkpoint import Reader, read_papers, read_tensors
 from engine.sharding import mesh_for
@@ -193,6 +194,34 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(how, places, 
     assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["0000003", "0000006"]
 
 
+def test_a_disk_that_fills_up_costs_no_checkpoint(places, sharded, tmp_path):
+    train(places, tmp_path, *MORE, "--max-steps", 2, "--ckpt-every", 0)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        for flag in ("--no-async-ckpt", "--async-ckpt"):
+            said = train(places, tmp_path, *MORE, "--ckpt-every", 4, "--resume", flag, code=1)
+            assert re.search(r"error: could not write .*0000004: .*; what stood there before is whole", said), said
+            assert os.listdir(tmp_path / "run/checkpoints") == ["0000002"]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    train(places, tmp_path, *MORE, "--resume", "--async-ckpt")
+    assert same(checkpoint(tmp_path), checkpoint(sharded))
+
+
+def test_sharded_processes_that_start_from_other_weights_say_so(places, tmp_path):
+    for rank in range(2):
+        content = torch.load(places / "gpt.pt", weights_only=True)
+        content["model"]["norm.weight"] += rank
+        torch.save(content, tmp_path / f"{rank}.pt")
+    script = tmp_path / "train.py"
+    script.write_text(f"import os, runpy, sys\nsys.argv.append('{tmp_path}/' + os.environ['RANK'] + '.pt')\n"
+                      f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n")  # fmt: skip
+    flags = [*flags_of(places, tmp_path), "--finetune", "--gpt-ckpt"]
+    said = run_script(script, *flags, ranks=2, code=1).stderr
+    assert re.search(r"not started alike: the weights \(a hash\) is '\w+' on rank 1, '\w+' on 0\.", said), said
+
+
 def test_samplers_read_a_sharded_checkpoint(sharded, alone):
     options = [GPTOptions(gpt_ckpt=str(path)) for path in (checkpoint(sharded), checkpoint(alone).with_suffix(".pt"))]
     one, two = (load_gpt(each, 4, torch.device("cpu"), torch.float32).model.state_dict() for each in options)
@@ -265,7 +294,7 @@ def test_weights_are_functions_of_their_names_and_the_seed():
 def test_activations_are_computed_again_where_they_are_not_kept():
     def calls(again: bool) -> int:
         options, found = ParallelOptions(activation_checkpointing=again), []
-        model = Parallel(options, ALONE).place(partial(build_gpt, "GPT-1M"), "layers", "initial")
+        model = Parallel(options, ALONE, OptimOptions()).place(partial(build_gpt, "GPT-1M"), "layers", "initial")
         for layer in model.layers:
             layer.attention.register_forward_hook(lambda *given: found.append(1))
         codes = torch.zeros(2, 64, dtype=torch.int64)

@@ -12,6 +12,7 @@ import torch
 from linear_task import LinearTask, build, train
 from linear_task import options_in as options
 from support import run_script
+from torch import nn
 
 from engine.checkpoint import read_weights
 from engine.distributed import Context
@@ -90,6 +91,18 @@ def test_accumulation_changes_nothing(tmp_path):
     assert {len(part) for part in parts.task.seen} == {2}
     close(last(tmp_path / "parts")["model"], last(tmp_path / "whole")["model"])
     close_figures(tmp_path / "parts", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("flags", [{}, {"compile": True}, {"compile": True, "compile_on_cpu": True}],
+                         ids=["as it is", "on a GPU", "on a CPU too"])  # fmt: skip
+def test_compiling_changes_nothing_and_is_for_gpus_unless_told(flags, tmp_path, monkeypatch):
+    train(options(tmp_path / "plain", log_every=1))
+    compiled, compile = [], nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(compile(self, backend="aot_eager")))
+    train(options(tmp_path / "asked", log_every=1, **flags))
+    assert len(compiled) == flags.get("compile_on_cpu", 0)
+    assert ("--compile-on-cpu insists" in (tmp_path / "asked/run/log.txt").read_text()) == (list(flags) == ["compile"])
+    close_figures(tmp_path / "plain", tmp_path / "asked")
 
 
 def test_a_batch_that_cannot_be_divided_is_refused(tmp_path):
