@@ -1,7 +1,8 @@
 """Weight files: the one reader of every format in circulation, atomic writing, and a run's training checkpoints.
 
-Read: .pt and .pth with {"model"}, {"module"} (DeepSpeed), {"state_dict"}, {"ema"} or bare states, .safetensors, and the
-folders that FSDP training leaves (consolidated.pth). Written: files that appear whole or not at all.
+Read: .pt and .pth with {"model"}, {"module"} (DeepSpeed), {"state_dict"}, {"ema"} or bare states, .safetensors, folders
+of the Hub (model.safetensors), and those that FSDP training leaves (consolidated.pth). Written: files that appear whole
+or not at all.
 """
 
 import argparse
@@ -26,6 +27,11 @@ WRAPPERS = ("model", "module", "state_dict")
 # Known and not weights: the rotary table that some published states carry along.
 DROPPED = ("freqs_cis",)
 PREFIXES = ("module.", "_orig_mod.")
+HUB_WEIGHTS = "model.safetensors"  # of a folder as it lies on the Hub
+# What the format calls the types of numbers.
+SAFETENSORS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+               torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
+               torch.bool: "BOOL"}  # fmt: skip
 
 
 @dataclass
@@ -73,11 +79,25 @@ def write_json(path: str | Path, value) -> None:
 
 
 def save_safetensors(path: str | Path, state: dict[str, Tensor], meta: dict) -> None:
-    """Weights and `meta` (JSON in the header) as .safetensors."""
-    from safetensors.torch import save
+    """Weights and `meta` (JSON in the header) as .safetensors, in the memory of the largest of them.
 
-    data = save({k: v.detach().cpu().contiguous() for k, v in state.items()}, {"meta": json.dumps(meta)})
-    write_atomic(path, lambda file: file.write(data))
+    safetensors' own save() copies all of them twice, its save_file() cannot be told to write aside and flush. The file:
+    the header's length in 8 bytes, the header in JSON, the values without gaps.
+    """
+    header, end = {}, 0
+    for name in sorted(state, key=lambda name: (-state[name].element_size(), name)):  # wide numbers first: all aligned
+        value = state[name]
+        begin, end = end, end + value.numel() * value.element_size()
+        header[name] = {"dtype": SAFETENSORS[value.dtype], "shape": list(value.shape), "data_offsets": [begin, end]}
+    text = json.dumps({"__metadata__": {"meta": json.dumps(meta)}, **header}).encode()
+    text += b" " * (-len(text) % 8)
+
+    def write(file: BinaryIO) -> None:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in header:
+            file.write(state[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+    write_atomic(path, write)
 
 
 # ---- reading
@@ -91,7 +111,11 @@ def read_file(path: str | Path, flag: str = "checkpoint") -> dict:
 
         if is_sharded_checkpoint(path):
             return read_whole(path)
-        path = path / "consolidated.pth"
+        found = [path / name for name in (HUB_WEIGHTS, "consolidated.pth") if (path / name).is_file()]
+        if not found:
+            raise ValueError(f"{flag} {path}: a folder without weights; expected {HUB_WEIGHTS} (of the Hub), "
+                             "consolidated.pth, or the meta.json of a sharded run in it")  # fmt: skip
+        path = found[0]
     if not path.is_file():
         raise ValueError(f"{flag} {path}: there is no such file")
     if is_torchscript(path):
@@ -138,8 +162,8 @@ def read_weights(path: str | Path, prefer: Sequence[str] = (), flag: str = "chec
     data = read_file(path, flag)
     for key in (*prefer, *WRAPPERS):
         if isinstance(data.get(key), dict) and data[key]:
-            meta = data.get("meta")
-            return Weights(clean(data[key]), Path(path), key, meta if isinstance(meta, dict) else {}, trained(data))
+            meta = data["meta"] if isinstance(data.get("meta"), dict) else {}
+            return Weights(clean(data[key]), Path(path), key, meta, trained(data) or meta.get("trained", {}))
     if data and all(isinstance(value, Tensor) for value in data.values()):
         return Weights(clean(data), Path(path))
     raise ValueError(f"{flag} {path}: no weights in it; its entries are {', '.join(map(str, data)) or 'none'}, "

@@ -24,13 +24,22 @@ def made_once(folder: str | Path, settings: dict, flag: str) -> Iterator[Path | 
         refuse_others(folder / SETTINGS, settings, f"{flag} {shown}")
         yield None
         return
+    with made_whole(shown, flag) as aside:
+        yield aside
+        write_json(aside / SETTINGS, settings)
+
+
+@contextmanager
+def made_whole(folder: str | Path, flag: str) -> Iterator[Path]:
+    """A folder aside to fill, renamed to `folder` at the end. What stops the work leaves nothing behind; a `folder` that
+    holds something is refused, blaming `flag`."""
+    shown, folder = folder, Path(folder).resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{flag} {shown}: holds something else already; choose another folder or remove it")
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
         aside.mkdir(parents=True)
         yield aside
-        write_json(aside / SETTINGS, settings)
         os.replace(aside, folder)
     except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from engine.checkpoint import Weights, clean, load_strict, read_file
+from engine.checkpoint import HUB_WEIGHTS, Weights, clean, load_strict, read_file
 from engine.optim import EMA, load_optimizer
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -47,7 +47,7 @@ def tensors_of(phases: Sequence, ema: EMA | None) -> dict[str, Tensor]:
 def read_state(path: Path, flag: str) -> dict:
     """The entries of a checkpoint; of one of a sharded run, whose tensors lie in parts, what it says of them, and None
     for each entry of tensors."""
-    if not path.is_dir():
+    if not path.is_dir() or (path / HUB_WEIGHTS).is_file():
         return read_file(path, flag)
     from engine.sharded_checkpoint import is_sharded_checkpoint, names_in, read_papers
 
