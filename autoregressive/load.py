@@ -11,6 +11,8 @@ from autoregressive.models.gpt import GPT_CONFIGS, ModelArgs, Transformer
 from autoregressive.options import GPTOptions
 from engine.checkpoint import Weights, checksum, load_strict, read_weights
 
+PUBLISHED_DOWNSAMPLE = 16  # of the tokenizers whose codes published GPTs draw, which their files do not say
+
 
 @dataclass
 class GPT:
@@ -101,10 +103,28 @@ def load_gpt(options: GPTOptions, downsample: int, device: torch.device, dtype: 
         raise ValueError(f"--downsample-size {options.downsample_size}: the tokenizer's is {downsample}; "
                          "leave the flag out")  # fmt: skip
     weights = read_weights(options.gpt_ckpt, ("ema",) if options.use_ema else (), "--gpt-ckpt")
+    return gpt_from(weights, options, downsample, device, dtype)
+
+
+def options_for(weights: Weights, **given) -> GPTOptions:
+    """Options that take the weights for what they are, class- or text-conditional."""
+    none = weights.state.get("cls_embedding.uncond_embedding")  # [P, caption_dim]
+    kind = {} if none is None else {"gpt_type": "t2i", "cls_token_num": len(none)}
+    return GPTOptions(gpt_ckpt=str(weights.path), **kind, **given)
+
+
+def downsample_of(weights: Weights) -> int:
+    """Pixels per code of the tokenizer that they were trained with."""
+    return weights.meta.get("downsample_size") or PUBLISHED_DOWNSAMPLE
+
+
+def gpt_from(weights: Weights, options: GPTOptions, downsample: int, device: torch.device,
+             dtype: torch.dtype | None) -> GPT:  # fmt: skip
+    """The GPT of these weights in eval mode. dtype None: in the file's precision."""
     name, args, size = config_for(options, weights, downsample)
     with torch.device("meta"):
         model = Transformer(args)
     load_strict(model, weights, "--gpt-ckpt", f"Is it a {name}? Choose another --gpt-model")
-    model = model.to(device, dtype).eval().requires_grad_(False)
+    model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
     papers = {name: weights.meta.get(name) for name in ("class_names", "tokenizer", "encoder")}
     return GPT(model, name, size, downsample, **papers, trained=weights.trained)

@@ -78,6 +78,11 @@ def write_json(path: str | Path, value) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    """Its weights as they are written: on the CPU, in the order of their axes."""
+    return {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+
+
 def save_safetensors(path: str | Path, state: dict[str, Tensor], meta: dict) -> None:
     """Weights and `meta` (JSON in the header) as .safetensors, in the memory of the largest of them.
 

@@ -51,6 +51,7 @@ COMMANDS = [
     "language/extract_t5_feature.py",
     "language/train_small_t5.py",
     "scripts/download.py",
+    "scripts/export.py",
     "tokenizer/tokenizer_image/reconstruction_vq_ddp.py",
     "tokenizer/tokenizer_image/vq_demo.py",
     "tokenizer/tokenizer_image/vq_train.py",

@@ -1,12 +1,13 @@
 """A tokenizer from options and weight files, with all that the file says about it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from engine.checkpoint import Weights, checksum, load_strict, read_weights
-from tokenizer.tokenizer_image.vq_model import VQ_CONFIGS, VQConfig, VQModel
+from tokenizer.tokenizer_image.vq_model import VQ_CONFIGS, VQConfig, VQModel, VQ_models
 from tokenizer.tokenizer_image.vq_options import TokenizerOptions
 
 
@@ -16,9 +17,29 @@ class Tokenizer:
 
     model: VQModel
     name: str
-    checksum: str  # of the weights as the file holds them, without the usage statistics that training keeps beside them
+    checksum: str  # its identity, of the weights as the file holds them
     image_size: int | None = None  # it was trained on; None for published weights
     class_names: list[str] | None = None
+    trained: dict = field(default_factory=dict)  # "steps" and "epochs" of its training, where the file tells
+
+
+def identity(state: dict[str, Tensor]) -> str:
+    """Which tokenizer it is: a checksum of the weights without the usage statistics that training keeps beside them."""
+    return checksum({name: value for name, value in state.items() if name != "quantize.codebook_used"})
+
+
+def recognise(state: dict[str, Tensor]) -> str | None:
+    """The preset of the same names and shapes, whatever its codebook; None if it is none of ours."""
+    if "quantize.embedding.weight" not in state:
+        return None
+    size, width = state["quantize.embedding.weight"].shape
+    shapes = {name: value.shape for name, value in state.items()}
+    for name in VQ_CONFIGS:
+        with torch.device("meta"):
+            own = VQ_models[name](codebook_size=size, codebook_embed_dim=width).state_dict()
+        if {name: value.shape for name, value in own.items()} == shapes:
+            return name
+    return None
 
 
 def config_for(options: TokenizerOptions, weights: Weights | None = None, **overrides) -> tuple[str, VQConfig]:
@@ -28,7 +49,7 @@ def config_for(options: TokenizerOptions, weights: Weights | None = None, **over
         raise ValueError(f"--vq-ckpt {options.vq_ckpt}: holds a {meta.get('kind')}, not a tokenizer")
     name = options.vq_model
     if name == "auto":
-        name = meta.get("model", "VQ-16")
+        name = meta.get("model") or recognise({} if weights is None else weights.state) or "VQ-16"
     if name not in VQ_CONFIGS:
         raise ValueError(f"--vq-model {name}: unknown; choose auto or one of {', '.join(VQ_CONFIGS)}")
     if meta and name != meta["model"]:
@@ -57,7 +78,12 @@ def load_tokenizer(
     if options.vq_ckpt is None:
         raise ValueError("--vq-ckpt: give the tokenizer's weights; `python3 scripts/download.py vq_ds16_c2i.pt` "
                          "fetches the published ones into pretrained_models/")  # fmt: skip
-    weights = read_weights(options.vq_ckpt, prefer, "--vq-ckpt")
+    return tokenizer_from(read_weights(options.vq_ckpt, prefer, "--vq-ckpt"), options, device, dtype)
+
+
+def tokenizer_from(weights: Weights, options: TokenizerOptions, device: torch.device,
+                   dtype: torch.dtype | None) -> Tokenizer:  # fmt: skip
+    """The same of weights that have been read. dtype None: in the file's precision."""
     name, config = config_for(options, weights)
     with torch.device("meta"):
         model = VQModel(config)
@@ -65,8 +91,10 @@ def load_tokenizer(
     model = model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     for part in (model.encoder, model.decoder, model.quant_conv, model.post_quant_conv):  # the codebook stays float32
         part.to(dtype)
-    identity = checksum({k: v for k, v in weights.state.items() if k != "quantize.codebook_used"})
-    return Tokenizer(model, name, identity, weights.meta.get("image_size"), weights.meta.get("class_names"))
+    # Rounded weights are the same tokenizer to the GPTs that were trained on its codes, as with --decode-precision.
+    known = weights.meta.get("rounded_from") or identity(weights.state)
+    papers = {name: weights.meta.get(name) for name in ("image_size", "class_names")}
+    return Tokenizer(model, name, known, **papers, trained=weights.trained)
 
 
 def refuse_other_codes(tokenizer: Tokenizer, store, path: str) -> None:
