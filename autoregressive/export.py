@@ -28,8 +28,8 @@ def export(options: Export) -> None:
     state = state_of(loaded.model)
     broken = [name for name, value in state.items() if not value.isfinite().all()]
     if broken:
-        raise ValueError(f"--precision {options.precision}: of {len(broken)} weights ({broken[0]}, ...) some values are "
-                         "infinite or no numbers; fp16 ends at 65504, bf16 and fp32 do not")  # fmt: skip
+        raise ValueError(f"--precision {options.precision}: {len(broken)} weights ({broken[0]}, ...) would hold values "
+                         "that are infinite or no numbers; fp16 ends at 65504, bf16 and fp32 do not")  # fmt: skip
     if options.format == "hub":
         hub.save_pretrained(loaded, output, options.push_to_hub, options.license)
     elif options.format == "safetensors":
@@ -46,7 +46,7 @@ def load(weights: Weights, options: Export) -> GPT | Tokenizer:
     """What the checkpoint holds, on the CPU; ValueError where it is neither."""
     state, meta, device, dtype = weights.state, weights.meta, torch.device("cpu"), PRECISIONS[options.precision]
     kind = meta.get("kind")
-    if kind == "tokenizer" or not meta and "quantize.embedding.weight" in state:
+    if kind == "tokenizer" or (not meta and "quantize.embedding.weight" in state):
         return tokenizer_from(weights, TokenizerOptions(vq_ckpt=options.ckpt), device, dtype)
     if kind != "gpt" and (meta or "tok_embeddings.weight" not in state):
         raise ValueError(f"--ckpt {options.ckpt}: holds {f'a {kind}' if kind else 'something else'}; give the weights "

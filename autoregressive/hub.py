@@ -47,8 +47,7 @@ def card_of(gpt: GPT, repo: str, license: str) -> str:
     config, size, text = gpt.model.config, gpt.image_size, gpt.model.config.model_type == "t2i"
     side, count = isqrt(config.block_size), sum(weight.numel() for weight in gpt.model.parameters())
     names = ", ".join((gpt.class_names or [])[:20]) + ", ..." * (len(gpt.class_names or []) > 20)
-    tokenizer = gpt.tokenizer or {}
-    encoder = gpt.encoder or {}
+    tokenizer, encoder, name = gpt.tokenizer or {}, gpt.encoder or {}, repo.rpartition("/")[2]
     facts = {
         "model": f"{gpt.name}, {'text' if text else 'class'}-conditional",
         "size": f"{count / 1e6:,.1f}M parameters, {str(gpt.model.output.weight.dtype).removeprefix('torch.')}",
@@ -64,11 +63,11 @@ def card_of(gpt: GPT, repo: str, license: str) -> str:
     about = ("A plain Llama-shaped decoder that draws a picture code by code, given "
              f"{'a caption' if text else 'a class'}; a VQ tokenizer turns the codes into pixels.")  # fmt: skip
     usage = (TEXT_USAGE if text else CLASS_USAGE).format(
-        repo=repo, name=repo.partition("/")[2], size=size, encoder=encoder.get("name", "flan-t5-xl"),
+        repo=repo, name=name, size=size, encoder=encoder.get("name", "flan-t5-xl"),
         tokens=config.cls_token_num)  # fmt: skip
-    task = "text-to-image" if text else "unconditional-image-generation"
-    return model_card(repo.partition("/")[2], about, facts, usage, gpt_config(gpt.model), license, task,
-                      ["image-generation", "autoregressive", "text-to-image" if text else "class-conditional"])  # fmt: skip
+    task, tag = ("text-to-image",) * 2 if text else ("unconditional-image-generation", "class-conditional")
+    return model_card(name, about, facts, usage, gpt_config(gpt.model), license, task,
+                      ["image-generation", "autoregressive", tag])  # fmt: skip
 
 
 # TOKENIZER stands for the weights of the tokenizer that the card names: a file, a folder or a repository.
@@ -105,7 +104,9 @@ from engine.hub import fetch
 from tokenizer.tokenizer_image.vq_options import TokenizerOptions
 
 gpt = GPTOptions(gpt_ckpt=fetch("{repo}"), gpt_type="t2i", cls_token_num={tokens})
-pipeline = load_text_pipeline(gpt, TokenizerOptions(vq_ckpt=fetch("TOKENIZER")), EncoderOptions(t5_model_type="{encoder}"))
+tokenizer, encoder = TokenizerOptions(vq_ckpt=fetch("TOKENIZER")), EncoderOptions(t5_model_type="{encoder}")
+pipeline = load_text_pipeline(gpt, tokenizer, encoder)
 captions = pipeline.captions(["a red fox asleep in the snow"])
-pictures = pipeline.to_pictures(pipeline.codes(**captions, sampling=Sampling(cfg_scale=7.5)))  # uint8 [1, {size}, {size}, 3]
+codes = pipeline.codes(**captions, sampling=Sampling(cfg_scale=7.5, top_k=1000))
+pictures = pipeline.to_pictures(codes)  # uint8 [1, {size}, {size}, 3]
 ```"""

@@ -31,7 +31,7 @@ def made_once(folder: str | Path, settings: dict, flag: str) -> Iterator[Path | 
 
 @contextmanager
 def made_whole(folder: str | Path, flag: str) -> Iterator[Path]:
-    """A folder aside to fill, renamed to `folder` at the end. What stops the work leaves nothing behind; a `folder` that
+    """A folder aside to fill, renamed to `folder` at the end. What stops the work leaves nothing behind; a folder that
     holds something is refused, blaming `flag`."""
     shown, folder = folder, Path(folder).resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -31,7 +31,8 @@ HUB = "https://huggingface.co"
 MISSING = "the Hub needs huggingface_hub: pip install 'llamagen[hub]'"
 REFERENCE = """@article{sun2024autoregressive,
   title   = {Autoregressive Model Beats Diffusion: Llama for Scalable Image Generation},
-  author  = {Sun, Peize and Jiang, Yi and Chen, Shoufa and Zhang, Shilong and Peng, Bingyue and Luo, Ping and Yuan, Zehuan},
+  author  = {Sun, Peize and Jiang, Yi and Chen, Shoufa and Zhang, Shilong and Peng, Bingyue and Luo, Ping and
+             Yuan, Zehuan},
   journal = {arXiv preprint arXiv:2406.06525},
   year    = {2024}
 }"""
@@ -142,7 +143,7 @@ def model_card(title: str, about: str, facts: dict, usage: str, config: dict, li
     front = {"license": license, "library_name": "llamagen", "pipeline_tag": task, "tags": ["llamagen", *tags]}
     # JSON is YAML, whatever a value holds.
     lines = [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in front.items()]
-    rows = [f"| {name} | {str(value).replace('|', chr(92) + '|')} |"
+    rows = [f"| {name} | {str(value).replace('|', '&#124;')} |"
             for name, value in facts.items() if value is not None]  # fmt: skip
     blocks = ["\n".join(["---", *lines, "---"]), f"# {title}", about, "\n".join(["| | |", "| --- | --- |", *rows]),
               f"## Use\n\n{usage}", f"## Configuration\n\n```json\n{json.dumps(config, indent=1)}\n```",

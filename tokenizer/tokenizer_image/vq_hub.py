@@ -55,8 +55,9 @@ def card_of(tokenizer: Tokenizer, repo: str, license: str) -> str:
         "trained": told(tokenizer.trained),
     }
     about = "A VQ tokenizer: turns a picture into a grid of discrete codes, and codes into a picture."
-    usage = USAGE.format(repo=repo, name=repo.partition("/")[2], size=size or 256, side=(size or 256) // model.downsample)
-    return model_card(repo.partition("/")[2], about, facts, usage, asdict(config), license, "image-feature-extraction",
+    name, shown = repo.rpartition("/")[2], size or 256
+    usage = USAGE.format(repo=repo, name=name, size=shown, side=shown // model.downsample)
+    return model_card(name, about, facts, usage, asdict(config), license, "image-feature-extraction",
                       ["image-tokenizer", "vq"])  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from engine.checkpoint import Weights, checksum, load_strict, read_weights
-from tokenizer.tokenizer_image.vq_model import VQ_CONFIGS, VQConfig, VQModel, VQ_models
+from tokenizer.tokenizer_image.vq_model import VQ_CONFIGS, VQ_models, VQConfig, VQModel
 from tokenizer.tokenizer_image.vq_options import TokenizerOptions
 
 
@@ -58,13 +58,13 @@ def config_for(options: TokenizerOptions, weights: Weights | None = None, **over
     fields = {**VQ_CONFIGS[name], **meta.get("config", {})}
     if weights is not None and not meta and "quantize.embedding.weight" in weights.state:
         fields["codebook_size"], fields["codebook_embed_dim"] = weights.state["quantize.embedding.weight"].shape
-    for field in ("codebook_size", "codebook_embed_dim"):
-        given = getattr(options, field)
-        if given != "auto" and weights is not None and given != fields.get(field, given):
-            raise ValueError(f"--{field.replace('_', '-')} {given}: {options.vq_ckpt} has {fields[field]}; "
+    for key in ("codebook_size", "codebook_embed_dim"):
+        given = getattr(options, key)
+        if given != "auto" and weights is not None and given != fields.get(key, given):
+            raise ValueError(f"--{key.replace('_', '-')} {given}: {options.vq_ckpt} has {fields[key]}; "
                              "leave the flag out")  # fmt: skip
         if given != "auto":
-            fields[field] = given
+            fields[key] = given
     return name, VQConfig(**{**fields, **overrides})
 
 
