@@ -47,7 +47,7 @@ def card_of(gpt: GPT, repo: str, license: str) -> str:
     config, size, text = gpt.model.config, gpt.image_size, gpt.model.config.model_type == "t2i"
     side, count = isqrt(config.block_size), sum(weight.numel() for weight in gpt.model.parameters())
     names = ", ".join((gpt.class_names or [])[:20]) + ", ..." * (len(gpt.class_names or []) > 20)
-    tokenizer, encoder, name = gpt.tokenizer or {}, gpt.encoder or {}, repo.rpartition("/")[2]
+    name = repo.rpartition("/")[2]
     facts = {
         "model": f"{gpt.name}, {'text' if text else 'class'}-conditional",
         "size": f"{count / 1e6:,.1f}M parameters, {str(gpt.model.output.weight.dtype).removeprefix('torch.')}",
@@ -55,19 +55,23 @@ def card_of(gpt: GPT, repo: str, license: str) -> str:
         "pictures": f"{size} x {size} px: {side} x {side} codes out of {config.vocab_size}",
         "classes": None if text else f"{config.num_classes}{names and ': ' + names}",
         "captions": f"at most {config.cls_token_num} tokens, features {config.caption_dim} wide" if text else None,
-        "text encoder": encoder and f"{encoder.get('name')}, checksum {encoder.get('checksum')}" or None,
-        "tokenizer": tokenizer and f"{tokenizer.get('name')}, checksum {tokenizer.get('checksum')}"
-        or f"{gpt.downsample} pixels per code",
+        "text encoder": named(gpt.encoder),
+        "tokenizer": named(gpt.tokenizer) or f"one of {gpt.downsample} x {gpt.downsample} pixels per code",
         "trained": told(gpt.trained),
     }
     about = ("A plain Llama-shaped decoder that draws a picture code by code, given "
              f"{'a caption' if text else 'a class'}; a VQ tokenizer turns the codes into pixels.")  # fmt: skip
     usage = (TEXT_USAGE if text else CLASS_USAGE).format(
-        repo=repo, name=name, size=size, encoder=encoder.get("name", "flan-t5-xl"),
-        tokens=config.cls_token_num)  # fmt: skip
+        repo=repo, name=name, size=size, tokens=config.cls_token_num,
+        encoder=(gpt.encoder or {}).get("name", "flan-t5-xl"))  # fmt: skip
     task, tag = ("text-to-image",) * 2 if text else ("unconditional-image-generation", "class-conditional")
     return model_card(name, about, facts, usage, gpt_config(gpt.model), license, task,
                       ["image-generation", "autoregressive", tag])  # fmt: skip
+
+
+def named(papers: dict | None) -> str | None:
+    """The model that a GPT was trained with."""
+    return f"{papers.get('name')}, checksum {papers.get('checksum')}" if papers else None
 
 
 # TOKENIZER stands for the weights of the tokenizer that the card names: a file, a folder or a repository.

@@ -97,7 +97,8 @@ def fetch(name: str | Path, folder: str | Path = "pretrained_models") -> str:
         raise OSError(f"{name}: no path of this machine, and the Hub could not be reached "
                       f"({error.__cause__ or error})") from error  # fmt: skip
     except (OSError, HTTPError) as error:
-        raise OSError(f"{name}: could not be fetched from {page_of(name)} ({error})") from error
+        reason = str(error).partition("\n")[0]
+        raise OSError(f"{name}: could not be fetched from {page_of(name)} ({reason})") from error
     if not (Path(path) / "model.safetensors").is_file():
         raise ValueError(f"{name}: the repository at {page_of(name)} has no model.safetensors; fetch the file that you "
                          "want by hand and give its path")  # fmt: skip
@@ -132,7 +133,8 @@ def push(folder: str | Path, repo: str, private: bool = False) -> str:
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
         remedy = ("log in by `hf auth login`, or set HF_TOKEN to a token that may write there" if status in (401, 403)
                   else "is there a network?" if not status else "see the Hub's message")  # fmt: skip
-        raise OSError(f"{repo}: could not be pushed ({error}): {remedy}") from error
+        reason = str(error).partition("\n")[0]
+        raise OSError(f"{repo}: could not be pushed ({reason}): {remedy}") from error
     return page_of(repo)
 
 
