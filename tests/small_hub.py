@@ -93,6 +93,7 @@ def connected(place: Path) -> Iterator[http.server.ThreadingHTTPServer]:
 
     with small_hub() as server, pytest.MonkeyPatch.context() as patch:
         patch.setattr(constants, "ENDPOINT", server.url)
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}")
         patch.setattr(constants, "HF_HUB_CACHE", str(place / "cache"))
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
         for name, value in {"HF_ENDPOINT": server.url, "HF_TOKEN": TOKEN, "NO_PROXY": "*"}.items():

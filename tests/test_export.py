@@ -7,13 +7,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from small_hub import connected
 from support import environment, filled
 from test_commands import options_of
-from tiny_pipeline import GPT, MACHINE, NAMES, VQ, options, write_files, write_gpt, write_text_files, write_tokenizer
+from tiny_pipeline import MACHINE, NAMES, TEXT_GPT, options, write_files, write_gpt
 from torch import Tensor
 
 from autoregressive import hub as gpt_hub
@@ -97,7 +96,8 @@ def test_published_programs_read_the_wrapper_and_the_bare_state(files, tmp_path)
         bare = torch.load(written(files / f"{name}.pt", tmp_path / f"{name}.pth", format="bare"), weights_only=True)
         for state in (wrapped["model"], bare):
             model.load_state_dict(state, strict=True)
-            assert checksum(model.state_dict()) == weights_in(files / f"{name}.pt")
+            before = torch.load(files / f"{name}.pt")["model"]
+            assert all(torch.equal(value, before[key].to(value.dtype)) for key, value in model.state_dict().items())
 
 
 def test_a_format_is_told_by_the_output_s_ending(tmp_path):
@@ -242,7 +242,7 @@ def test_the_card_s_front_is_valid_and_its_code_runs(name, folders, expected):
 
 
 def test_a_text_conditional_gpt_goes_there_and_back(tmp_path):
-    write_text_files(tmp_path, {"name": "tiny", "checksum": "abc"})
+    write_gpt(tmp_path / "gpt.pt", TEXT_GPT, encoder={"name": "tiny", "checksum": "abc"})
     gpt = gpt_hub.from_pretrained(written(tmp_path / "gpt.pt", tmp_path / "out"), "cpu", "none")
     assert (gpt.model.config.model_type, gpt.encoder["name"]) == ("t2i", "tiny")
     assert checksum(gpt.model.state_dict()) == weights_in(tmp_path / "gpt.pt")
