@@ -13,7 +13,8 @@ class TokenizerOptions:
     vq_model: str = "auto"
     """VQ-16, VQ-8 (published), VQ-4-tiny, VQ-8-tiny, VQ-4-small, VQ-8-small; auto: what --vq-ckpt says, else VQ-16."""
     vq_ckpt: str | None = None
-    """Weights of the tokenizer: a published file or one of ours (.pt, .pth, .safetensors)."""
+    """Weights of the tokenizer: a published file or one of ours (.pt, .pth, .safetensors, a folder from the
+    Hub)."""
     codebook_size: int | Auto = "auto"
     """Codes in the codebook; auto: the checkpoint's, else the preset's (16384 for VQ-16 and VQ-8)."""
     codebook_embed_dim: int | Auto = "auto"
