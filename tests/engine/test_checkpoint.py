@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import json
 import resource
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load
 from support import environment
 from torch import nn
 
@@ -105,6 +107,17 @@ def test_each_format_gives_back_what_was_written(name, tmp_path):
     found = read_weights(path)
     assert same(found.state, STATE) and found.meta == meta and found.key == "model"
     assert checksum(found.state) == checksum(STATE)
+
+
+def test_values_in_safetensors_lie_at_multiples_of_their_size(tmp_path):
+    """So that others map them into memory without a copy."""
+    save_safetensors(tmp_path / "weights.safetensors", STATE, {})
+    data = (tmp_path / "weights.safetensors").read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    begins = {name: 8 + length + header[name]["data_offsets"][0] for name in STATE}
+    assert all(begins[name] % value.element_size() == 0 for name, value in STATE.items())
+    assert same(load(data), STATE)
 
 
 @pytest.mark.parametrize(
