@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import shutil
+import warnings
 import zlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -182,12 +183,19 @@ class Reader(dcp.FileSystemReader):
         return metadata
 
 
+def fill(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Each process reads what it holds, without the others."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as is meant
+        dcp.load(tensors, storage_reader=Reader(path), no_dist=True)
+
+
 def read_tensors(path: Path, prefixes: str | tuple[str, ...] = "") -> dict[str, Tensor]:
     """All whole tensors whose names begin so."""
     held = Reader(path).read_metadata().state_dict_metadata
     tensors = {name: torch.empty(each.size, dtype=each.properties.dtype) for name, each in held.items()
                if name.startswith(prefixes)}  # fmt: skip
-    dcp.load(tensors, storage_reader=Reader(path), no_dist=True)
+    fill(path, tensors)
     return tensors
 
 
@@ -214,4 +222,4 @@ def load(path: Path, tensors: dict[str, Tensor], flag: str) -> None:
     if missing or shapes:
         listing = "; ".join([f"{len(missing)} missing ({', '.join(missing[:2])})"] * bool(missing) + shapes[:2])
         raise ValueError(f"{flag} {path}: not a checkpoint of this run: {listing}")
-    dcp.load(tensors, storage_reader=Reader(path), no_dist=True)  # each process reads what it holds
+    fill(path, tensors)
