@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from datetime import date
 from importlib.metadata import version
 from multiprocessing import get_context
@@ -36,13 +37,22 @@ def in_own_process(contender: Callable[..., dict[str, float]], *arguments) -> di
         return pool.submit(_measured, contender, arguments).result()
 
 
-def rounds(contenders: dict[str, tuple], repeats: int) -> dict[str, dict[str, float]]:
-    """Each contender (a function and its arguments) once a round, in turn; of each figure the smallest counts."""
+def rounds(contenders: dict[str, tuple], repeats: int,
+           killed: dict[str, float] | None = None) -> dict[str, dict[str, float]]:  # fmt: skip
+    """Each contender (a function and its arguments) once a round, in turn; of each figure the smallest counts.
+
+    killed: the figures of one whose process the system ended, as it does where memory runs out; None: an error.
+    """
     best: dict[str, dict[str, float]] = {}
     for number in range(repeats):
         for name, (contender, *arguments) in contenders.items():
             print(f"round {number + 1} of {repeats}: {name}", file=sys.stderr, flush=True)
-            figures = in_own_process(contender, *arguments)
+            try:
+                figures = in_own_process(contender, *arguments)
+            except BrokenProcessPool:
+                if killed is None:
+                    raise
+                figures = {**killed, "peak": float("inf")}
             before = best.get(name, figures)
             best[name] = {key: min(value, before[key]) for key, value in figures.items()}
     return best

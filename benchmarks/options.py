@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from engine.config import Auto
+from engine.options import at_least
 
 
 @dataclass
@@ -81,3 +82,54 @@ class KillsTrial:
     """Processes that the weights are sharded over, on the CPU."""
     seed: int = 0
     """Decides what is killed, and when."""
+
+
+@dataclass
+class TrainingBenchmark:
+    output: str | Auto = "auto"
+    """Where the table is written; auto: benchmarks/results/training_DEVICE.md."""
+    gpt_model: tuple[str, ...] | Auto = "auto"
+    """The sizes, with random weights; auto: GPT-25M on a CPU, GPT-B, -L, -XL and -XXL on a GPU."""
+    codes: int | Auto = "auto"
+    """Codes of a picture, a square number; auto: 64 on a CPU, 576 (384 px) on a GPU."""
+    batch_size: int | Auto = "auto"
+    """Pictures of a step; auto: 32 on a CPU, 16 on a GPU."""
+    steps: int = 20
+    """Steps that are timed."""
+    warmup: int = 5
+    """Steps before them; the first compiles."""
+    precision: str = "auto"
+    """bf16, fp16, tf32 or none (float32); auto: bf16 where the device computes in it."""
+    only: tuple[str, ...] = ()
+    """Contenders to measure, by their names in the table; default: all."""
+    repeats: int = 2
+    """Rounds; in each every contender runs once, in a process of its own. The best time counts."""
+    device: str = "auto"
+    """cuda, mps or cpu; auto takes the first that is there."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "codes", "batch_size", "steps", "warmup", "repeats")
+
+
+@dataclass
+class TrainingMemory:
+    output: str = "benchmarks/results/training_memory.md"
+    """Where the table is written."""
+    gpt_model: tuple[str, ...] = ("GPT-3B", "GPT-7B")
+    """The sizes."""
+    gpus: tuple[int, ...] = (8, 64)
+    """How many GPUs share a step; more than 8 stand in nodes of 8."""
+    codes: int = 576
+    """Codes of a picture, a square number (576: 384 px)."""
+    global_batch_size: int = 256
+    """Pictures of a step, over all GPUs."""
+    ema: bool = False
+    """With a moving average of the weights."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "codes", "global_batch_size")
+        for gpus in self.gpus:
+            if gpus < 2 or gpus > 8 and gpus % 8:
+                raise ValueError(f"--gpus {gpus}: must be from 2 to 8, or a multiple of 8")
+            if self.global_batch_size % gpus:
+                raise ValueError(f"--global-batch-size {self.global_batch_size}: must be a multiple of --gpus {gpus}")

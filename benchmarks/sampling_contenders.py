@@ -57,15 +57,12 @@ def ours(options: SamplingBenchmark) -> dict[str, float]:
     return {"seconds": sample(model.config.block_size)}
 
 
-def transformers_llama(options: SamplingBenchmark, cache: str | None, attention: str) -> dict[str, float]:
+def llama(args, attention: str):
+    """transformers' model of the shape of our ModelArgs, its weights random."""
     try:
         from transformers import LlamaConfig, LlamaForCausalLM
     except ImportError as error:
         raise ValueError("the benchmark compares with transformers: pip install 'llamagen[dev]'") from error
-    import torch
-
-    args, rows = configuration(options), 2 * options.pictures
-    torch.set_default_dtype(precision(options))
     config = LlamaConfig(
         vocab_size=args.vocab_size,
         hidden_size=args.dim,
@@ -81,7 +78,15 @@ def transformers_llama(options: SamplingBenchmark, cache: str | None, attention:
         eos_token_id=None,
         pad_token_id=0,
     )
-    model = LlamaForCausalLM(config).eval().requires_grad_(False)
+    return LlamaForCausalLM(config)
+
+
+def transformers_llama(options: SamplingBenchmark, cache: str | None, attention: str) -> dict[str, float]:
+    import torch
+
+    args, rows = configuration(options), 2 * options.pictures
+    torch.set_default_dtype(precision(options))
+    model = llama(args, attention).eval().requires_grad_(False)
 
     def draw(_, logits: torch.Tensor) -> torch.Tensor:
         """Guidance, top-k and the draw, once for both branches; greedy search then takes the code that was drawn."""

@@ -25,6 +25,8 @@ COMMANDS = [
     "benchmarks/evaluation.py",
     "benchmarks/kills.py",
     "benchmarks/sampling.py",
+    "benchmarks/training.py",
+    "benchmarks/training_memory.py",
     "autoregressive/sample/sample_c2i.py",
     "autoregressive/sample/sample_c2i_ddp.py",
     "autoregressive/sample/sample_t2i.py",
