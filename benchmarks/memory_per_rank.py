@@ -47,7 +47,7 @@ def saved_by_block(model: Transformer) -> float:
     args = model.config
     keys = args.n_kv_head * args.head_width
     norms = 2 * (4 + 2 + 2) * args.dim  # what comes in, in float32; without and with the gain
-    attention = 2 * (args.dim + 2 * keys) + 2 * (args.dim + keys) + 2 * args.dim + 4 * args.n_head
+    attention = 2 * (args.dim + 2 * keys) + 2 * args.dim + 4 * args.n_head  # queries, keys, values, what comes out
     feed_forward = 4 * 2 * args.ffn_width  # of w1, of silu, of w3, and their product
     masks = 2 * 2 * args.dim  # of dropout; bf16 on a CPU, where this is checked, half of it on a GPU
     return norms + attention + feed_forward + masks
@@ -59,11 +59,10 @@ def loss_head(model: Transformer, tokens: int, whole_logits: bool) -> float:
     logits = args.vocab_size * tokens
     if whole_logits:
         return 12 * logits  # float32: log-probabilities, their gradient, and that of the logits
-    # Of a part, logits and log-probabilities in float32, beside what the part before has left: probabilities in float32
-    # and in bf16. Later the gradients once more, scaled by the loss's own, and that of the matrix in bf16.
+    # Of a part, logits and log-probabilities in float32. Later the gradients once more, scaled by the loss's own, and
+    # that of the matrix in bf16.
     matrix, given = args.vocab_size * args.dim, args.dim * tokens
-    part_of_logits = 8 * logits if logits <= PART else (8 + 4 + 2) * PART
-    return 4 * matrix + 2 * given + max(part_of_logits, (4 + 2) * matrix + 2 * given)
+    return 4 * matrix + 2 * given + max(8 * min(logits, PART), (4 + 2) * matrix + 2 * given)
 
 
 def moments(setting: Setting, whole_logits: bool = False) -> list[Moment]:

@@ -41,7 +41,8 @@ def traced(setting: Setting) -> tuple[int, int]:
             parallel = Parallel(ways, context, optim)
         # The start-up check would hash the initial values, of which there are none.
         unhashed = mock.patch("engine.sharding.fingerprint", lambda tensors: f"{sum(1 for _ in tensors)} tensors")
-        with tempfile.TemporaryDirectory() as folder, unhashed, live_memory() as live:
+        fused = mock.patch("autoregressive.models.attend.SHORT", 0)  # attention as on a GPU
+        with tempfile.TemporaryDirectory() as folder, unhashed, fused, live_memory() as live:
             trainer = our_trainer(GPTTraining(setting.gpt_model), optim, parallel, setting.codes, folder)
             batch, peaks = random_batch(trainer.task.model, setting.pictures), []
             trainer.train_step(batch)  # makes the moments; and DTensor looks at whole weights, once

@@ -21,6 +21,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
             return attend_one(q, k, v, mask)
         if q.shape[2] <= SHORT and learns and q.shape[1] == k.shape[1]:
             return attend_short(q, k, v, mask, causal)
+    if learns:
+        v = v.contiguous()  # a view would keep the product it is a part of, queries and keys included, until backward
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout,
                                           enable_gqa=q.shape[1] != k.shape[1])  # fmt: skip
 

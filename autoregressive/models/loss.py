@@ -64,6 +64,8 @@ class SummedHeadLoss(torch.autograd.Function):
                     slope = (slope if weights is None else slope.mul_(weights[part, None])).to(h.dtype)
                     by_h[part] = slope @ weight
                     by_weight += slope.T @ h[part]
+                    del slope
+                del logs  # not beside the next part's
         if learns:
             ctx.save_for_backward(by_h, by_weight)
         return total
