@@ -12,6 +12,8 @@ from uuid import uuid4
 import torch
 import torch.distributed as dist
 
+from engine.slurm import names_of_torchrun
+
 Value = TypeVar("Value")
 PRECISIONS = {"none": torch.float32, "fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16,
               "bf16": torch.bfloat16}  # fmt: skip
@@ -164,12 +166,8 @@ def peak_flops(device: torch.device) -> float:
 def setup(device: str = "auto", timeout_minutes: float = 30) -> Context:
     """Join the process group that torchrun or srun describes in the environment, or stand alone without any."""
     env = os.environ
-    # Of the step, not of the job: a plain command in an sbatch script is alone, whatever the job asked for.
-    if "RANK" not in env and int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        for name, source in (("RANK", "PROCID"), ("WORLD_SIZE", "STEP_NUM_TASKS"), ("LOCAL_RANK", "LOCALID")):
-            env[name] = env[f"SLURM_{source}"]
-        if "MASTER_ADDR" not in env:
-            raise ValueError("srun without MASTER_ADDR: export MASTER_ADDR=<first host> and MASTER_PORT=<free port>")
+    if "RANK" not in env:
+        env.update(names_of_torchrun(env))
     rank, world = int(env.get("RANK", 0)), int(env.get("WORLD_SIZE", 1))
     chosen = pick_device(device, int(env.get("LOCAL_RANK", 0)), world)
     if chosen.type == "cuda":

@@ -16,7 +16,8 @@ class Run:
 
     def __init__(self, options: RunOptions, model: str, context: Context):
         self.options = options
-        self.resumes = options.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+        # A node that takes a lost one's place has not started anything again itself.
+        self.resumes = options.resume or context.any(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0)
         if not options.local_save and not options.cloud_save_path:
             raise ValueError("--no-local-save: give --cloud-save-path a folder for the checkpoints")
         self.name = context.on_main(lambda: self._name(model))

@@ -23,11 +23,15 @@ def mesh_for(mode: str, context: Context) -> DeviceMesh:
     """All processes in a row; with hsdp a row for each node, which has as many as the launcher says."""
     if mode != "hsdp":
         return init_device_mesh(context.device.type, (context.world,))
-    if "LOCAL_WORLD_SIZE" not in os.environ:  # torchrun says it, srun does not
-        raise ValueError("--data-parallel hsdp: how many processes has a node? Export LOCAL_WORLD_SIZE")
-    node = int(os.environ["LOCAL_WORLD_SIZE"])
-    if context.world % node:
-        raise ValueError(f"--data-parallel hsdp: {context.world} processes are not whole nodes of {node}")
+    node, place = (int(os.environ.get(name, 0)) for name in ("LOCAL_WORLD_SIZE", "LOCAL_RANK"))
+    first = context.share(node)
+    uneven = node != first or not node or context.world % node > 0 or place != context.rank % node
+    if context.any(uneven):  # all end: those that found nothing wrong would wait for the others
+        raise ValueError(
+            "--data-parallel hsdp: every node must have as many processes, numbered node by node. Process "
+            f"{context.rank} of {context.world} is number {place} of {node} on its node, as LOCAL_RANK and "
+            "LOCAL_WORLD_SIZE say, which torchrun sets; srun --ntasks-per-node=N --distribution=block starts such"
+        )
     return init_device_mesh(context.device.type, (context.world // node, node), mesh_dim_names=("nodes", "shards"))
 
 

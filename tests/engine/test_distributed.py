@@ -59,7 +59,7 @@ def test_rank_0_gathers_every_rank_s_value_in_order(tmp_path):
         script, out = tmp_path / "gather.py", tmp_path / str(ranks)
         script.write_text(SCRIPT)
         out.mkdir()
-        run_script(script, str(out), ranks=ranks)
+        run_script(script, str(out), ranks=ranks, launcher="torchrun")
         got = [json.loads((out / str(rank)).read_text()) for rank in range(ranks)]
         assert got == [[[rank, list(range(rank + 1))] for rank in range(ranks)], *[[]] * (ranks - 1)]
 

@@ -75,7 +75,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path):
 def test_two_ranks_equal_one_process_and_either_resumes_the_other(tmp_path):
     train(options(tmp_path / "one"))
     flags = ["--results-dir", tmp_path / "two", "--run-name", "run", "--ckpt-every", "7"]
-    run_script(SCRIPT, *flags, ranks=2)
+    run_script(SCRIPT, *flags, ranks=2, launcher="torchrun")
     expected = last(tmp_path / "one")["model"]
     close(last(tmp_path / "two")["model"], expected)
     close_figures(tmp_path / "two", tmp_path / "one")
@@ -141,7 +141,7 @@ def test_sigterm_to_one_rank_stops_all(tmp_path):
     script = tmp_path / "one_rank.py"
     source = SCRIPT.read_text().replace("if step == self.extra.kill_at:", 'if step == 6 and os.environ["RANK"] == "1":')
     script.write_text(source)
-    run_script(script, "--results-dir", tmp_path, "--run-name", "run", ranks=2, code=None)
+    run_script(script, "--results-dir", tmp_path, "--run-name", "run", ranks=2, code=143)
     assert last(tmp_path)["steps"] == 7
 
 
