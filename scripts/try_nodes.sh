@@ -155,8 +155,8 @@ text = f"""# Several nodes in network namespaces
 
 Two network namespaces with a pair of veth devices between them, each with a host name and an address of its own, two
 gloo processes in each: train_c2i_fsdp.py --data-parallel hsdp, GPT-1M, 40 steps of 8 pictures, a checkpoint every 10.
-In the first of the runs one node sent {carried / 2**20:.0f} MiB to the other; gradients in float32, which alone should
-travel between nodes, are {40 * 4 * parameters / 2**20:.0f} MiB in 40 steps.
+In the first of the runs one node sent {carried / 2**20:.0f} MiB to the other; gradients in float32, which alone should travel between
+nodes, are {40 * 4 * parameters / 2**20:.0f} MiB in 40 steps.
 
 | run | last loss | beside | loss, relative | weights |
 | --- | ---: | --- | ---: | ---: |
@@ -166,8 +166,8 @@ for title, name, other in rows:
     beside = "one process" if other == "one" else "the run that was left alone"
     text += f"| {title} | {losses(name)[-1]:.6f} | {beside} | {found[name][0]:.1e} | {found[name][1]:.1e} |\n"
 text += f"""
-The last two columns are the largest differences. Weights and moments of the killed run are
-{"" if equal else "**not** "}those of the run that was left alone to the bit. Its log:
+The last two columns are the largest differences. Weights and moments of the killed run are {"" if equal else "**not** "}those of
+the run that was left alone, to the bit. Its log:
 
 """ + "".join(f"    {line}\n" for line in story if any(word in line for word in words))
 report.parent.mkdir(parents=True, exist_ok=True)
