@@ -57,7 +57,7 @@ def test_task_0_is_on_the_first_host(nodes, first):
 def submit(tmp_path, srun: str) -> tuple[int, list[str]]:
     """The batch script's exit code, and the calls of SLURM's commands; `srun`: what it does."""
     for name, body in (("srun", srun), ("scontrol", "exit 0")):
-        (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/calls\n{body}\n')
+        (tmp_path / name).write_text(f'#!/bin/bash\n(IFS="|"; echo "{name}|$*") >> {tmp_path}/calls\n{body}\n')
         (tmp_path / name).chmod(0o755)
     env = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "SLURM_JOB_ID": "77",
            "SLURM_JOB_NAME": "llamagen", "SLURM_SUBMIT_DIR": str(tmp_path)}  # fmt: skip
@@ -70,9 +70,9 @@ def submit(tmp_path, srun: str) -> tuple[int, list[str]]:
 def test_a_job_is_queued_again_exactly_where_the_run_was_told_to_stop(code, tmp_path):
     returned, (run, *others) = submit(tmp_path, f"exit {code}")
     assert returned == code
-    assert others == (["scontrol requeue 77"] if code == 143 else [])
-    assert run == ("srun --wait=60 python3 autoregressive/train/train_c2i_fsdp.py --run-name llamagen-77 --resume "
-                   "--code-path two words")  # fmt: skip
+    assert others == (["scontrol|requeue|77"] if code == 143 else [])
+    assert run.split("|") == ["srun", "--wait=60", "python3", "autoregressive/train/train_c2i_fsdp.py", "--run-name",
+                              "llamagen-77", "--resume", "--code-path", "two words"]  # fmt: skip
 
 
 def test_a_cancelled_job_is_not_queued_again_but_waits_for_its_run(tmp_path):
