@@ -11,7 +11,7 @@ import pytest
 import torch
 from linear_task import LinearTask, build, train
 from linear_task import options_in as options
-from support import run_script
+from support import as_torchrun, run_script
 from torch import nn
 
 from engine.checkpoint import read_weights
@@ -233,6 +233,17 @@ def test_a_run_that_torchrun_starts_again_goes_on(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert len(train(options(tmp_path)).task.seen) == 9
     assert len(train(options(tmp_path / "new")).task.seen) == 12, "killed before its first checkpoint"
+
+
+def test_a_node_that_takes_a_lost_one_s_place_goes_on_with_the_others(tmp_path):
+    """Its torchrun has not started anything again, those of the others have."""
+    train(options(tmp_path, max_steps=3))
+
+    def launcher(rank: int, *given) -> dict[str, str]:
+        return {**as_torchrun(rank, *given), "TORCHELASTIC_RESTART_COUNT": str(rank)}
+
+    run_script(SCRIPT, "--results-dir", tmp_path, "--run-name", "run", ranks=2, launcher=launcher)
+    assert last(tmp_path)["steps"] == 12 and len(figures(tmp_path)) == 12
 
 
 def test_a_named_run_is_not_overwritten(tmp_path):
