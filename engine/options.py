@@ -56,7 +56,7 @@ class OptimOptions:
     compile: bool = False
     """torch.compile on a GPU."""
     compile_on_cpu: bool = False
-    """With --compile: on a CPU, too. It pays in long runs: 20 s to begin with, then a sixth off a step of GPT-25M."""
+    """With --compile: on a CPU, too. It pays in long runs: 20 s to begin with, then a tenth off a step of GPT-25M."""
     global_seed: int = 0
     """Decides initial weights, order of samples, crops, and dropped conditions."""
     device: str = "auto"
