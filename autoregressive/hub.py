@@ -2,13 +2,12 @@
 
 from math import isqrt
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from autoregressive.load import GPT, downsample_of, gpt_from, options_for
 from autoregressive.models.gpt import gpt_config
 from engine.checkpoint import read_weights, state_of
 from engine.distributed import pick_device, pick_precision
-from engine.hub import fetch, model_card, push, told, write_folder
+from engine.hub import fetch, model_card, told, upload, write_folder
 
 
 def from_pretrained(name: str | Path, device: str = "auto", precision: str = "auto", use_ema: bool = False,
@@ -23,9 +22,7 @@ def from_pretrained(name: str | Path, device: str = "auto", precision: str = "au
 
 def push_to_hub(gpt: GPT, repo: str, private: bool = False, license: str = "mit") -> str:
     """Upload it with a model card into the repository USER/NAME, which is made where there is none; its page."""
-    with TemporaryDirectory() as place:
-        save_pretrained(gpt, Path(place) / "folder", repo, license)
-        return push(Path(place) / "folder", repo, private)
+    return upload(lambda folder: save_pretrained(gpt, folder, repo, license), repo, private)
 
 
 def save_pretrained(gpt: GPT, folder: str | Path, repo: str | None = None, license: str = "mit") -> None:

@@ -7,8 +7,10 @@ for the Hub's counting of downloads) and README.md, the model card.
 import json
 import os
 import re
+from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 C2I, T2I = "FoundationVision/LlamaGen", "peizesun/llamagen_t2i"
 # file -> repository
@@ -136,6 +138,13 @@ def push(folder: str | Path, repo: str, private: bool = False) -> str:
         reason = str(error).partition("\n")[0]
         raise OSError(f"{repo}: could not be pushed ({reason}): {remedy}") from error
     return page_of(repo)
+
+
+def upload(write: Callable[[Path], None], repo: str, private: bool = False) -> str:
+    """Push what `write` writes into a folder that is not there yet."""
+    with TemporaryDirectory() as place:
+        write(Path(place) / "folder")
+        return push(Path(place) / "folder", repo, private)
 
 
 def model_card(title: str, about: str, facts: dict, usage: str, config: dict, license: str, task: str,

@@ -269,7 +269,7 @@ def test_every_held_out_picture_counts_once(places, monkeypatch):
 
 
 def test_fewer_held_out_pictures_than_processes_are_refused(places, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(task_module, "setup", lambda device: Context(0, 2, torch.device("cpu")))
+    monkeypatch.setattr(task_module, "join", lambda options: Context(0, 2, torch.device("cpu")))
     assert call(TRAIN, "--val-fraction 0.01", places=places, out=tmp_path) == 2
     assert "--val-fraction: holds out 1 pictures, fewer than the 2 processes" in capsys.readouterr().err
 

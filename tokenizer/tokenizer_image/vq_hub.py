@@ -2,11 +2,10 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from engine.checkpoint import read_weights, state_of
 from engine.distributed import pick_device, pick_precision
-from engine.hub import fetch, model_card, push, told, write_folder
+from engine.hub import fetch, model_card, told, upload, write_folder
 from tokenizer.tokenizer_image.vq_load import Tokenizer, identity, tokenizer_from
 from tokenizer.tokenizer_image.vq_options import TokenizerOptions
 
@@ -23,9 +22,7 @@ def from_pretrained(name: str | Path, device: str = "auto", precision: str = "no
 
 def push_to_hub(tokenizer: Tokenizer, repo: str, private: bool = False, license: str = "mit") -> str:
     """Upload it with a model card into the repository USER/NAME, which is made where there is none; its page."""
-    with TemporaryDirectory() as place:
-        save_pretrained(tokenizer, Path(place) / "folder", repo, license)
-        return push(Path(place) / "folder", repo, private)
+    return upload(lambda folder: save_pretrained(tokenizer, folder, repo, license), repo, private)
 
 
 def save_pretrained(tokenizer: Tokenizer, folder: str | Path, repo: str | None = None, license: str = "mit") -> None:
