@@ -228,21 +228,37 @@ def test_runs_are_numbered_and_resumed_by_their_model(tmp_path):
     assert [name("A", resume=True), name("B", resume=True), name("C", resume=True)] == ["001-A", "002-B", "003-C"]
 
 
-def test_a_run_that_torchrun_starts_again_goes_on(tmp_path, monkeypatch):
-    train(options(tmp_path, max_steps=3))
+@pytest.mark.parametrize("name", ["run", None])
+def test_a_run_that_torchrun_starts_again_goes_on_and_no_other(name, tmp_path, monkeypatch):
+    mine = options(tmp_path, run_name=name)
+    train(options(tmp_path, run_name=name, max_steps=6))  # another run, of no torchrun
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "mine")
+    if name:
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+        with pytest.raises(ValueError, match="--run-name run: that run has checkpoints; add --resume"):
+            train(mine)
+        name, mine = "own", options(tmp_path, run_name="own")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    train(options(tmp_path, run_name=name, max_steps=3))
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert len(train(options(tmp_path)).task.seen) == 9
-    assert len(train(options(tmp_path / "new")).task.seen) == 12, "killed before its first checkpoint"
+    assert len(train(mine).task.seen) == 9
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "other")
+    assert len(train(options(tmp_path, run_name=name and "new")).task.seen) == 12, "killed before it had begun"
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_a_node_that_takes_a_lost_one_s_place_goes_on_with_the_others(tmp_path):
     """Its torchrun has not started anything again, those of the others have."""
-    train(options(tmp_path, max_steps=3))
 
-    def launcher(rank: int, *given) -> dict[str, str]:
-        return {**as_torchrun(rank, *given), "TORCHELASTIC_RESTART_COUNT": str(rank)}
+    def again(times: int, *flags) -> None:
+        def launcher(rank: int, *given) -> dict[str, str]:
+            return {**as_torchrun(rank, *given), "TORCHELASTIC_RUN_ID": "x",
+                    "TORCHELASTIC_RESTART_COUNT": str(rank * times)}  # fmt: skip
 
-    run_script(SCRIPT, "--results-dir", tmp_path, "--run-name", "run", ranks=2, launcher=launcher)
+        run_script(SCRIPT, "--results-dir", tmp_path, "--run-name", "run", *flags, ranks=2, launcher=launcher)
+
+    again(0, "--max-steps", 3)
+    again(1)
     assert last(tmp_path)["steps"] == 12 and len(figures(tmp_path)) == 12
 
 
