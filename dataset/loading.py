@@ -1,5 +1,6 @@
 """From a dataset to the batches of a training run, which are a function of the step."""
 
+import gc
 import os
 import signal
 import threading
@@ -8,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -30,9 +32,9 @@ class Feed:
         """Of the steps start to stop - 1, each a dict of tensors whose first axis is the sample."""
         return loader(self.dataset, self.samples, self.rank, self.world, start, stop, self.workers)
 
-    def probe(self) -> dict[str, torch.Tensor]:
-        """The first, middle and last sample, which every process must find alike."""
-        places = (0, len(self.dataset) // 2, len(self.dataset) - 1)
+    def probe(self, count: int = 100) -> dict[str, torch.Tensor]:
+        """So many samples, evenly spaced from the first to the last, which every process must find alike."""
+        places = np.linspace(0, len(self.dataset) - 1, min(count, len(self.dataset))).astype(int).tolist()
         return next(iter(batch_loader(self.dataset, [[(0, place) for place in places]], 0)))
 
 
@@ -65,12 +67,13 @@ def lasting(batches_from: Callable[[int], Iterable[dict]], start: int) -> Iterat
                 step += 1
             return
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            if "DataLoader worker (pid" not in str(error):  # the dataset's own error
                 raise
             if step == began:
                 raise OSError(f"the loader's worker processes are being killed ({error}); is there memory for as many "
                               "as --num-workers?") from error  # fmt: skip
             warnings.warn(f"{error}; the loader starts again at step {step}", stacklevel=2)
+        gc.collect()  # of the ended loader, before the next one's processes are forked with what is left
 
 
 def read_ahead(dataset: Dataset, batches: Iterable[list], ahead: int = 8) -> Iterator[dict[str, torch.Tensor]]:

@@ -190,7 +190,10 @@ def fresh_store(store: dist.Store, rank: int, world: int, seconds: float) -> dis
     own = uuid4().hex
     if rank:
         store.set(f"here {rank}", own)
-        place = store.get(f"invited {own}").decode()
+        try:
+            place = store.get(f"invited {own}").decode()
+        except RuntimeError as error:
+            raise OSError(f"process 0 of {world} did not come ({error})") from error
         store.set(f"{place} {rank}", "")
         return dist.PrefixStore(place, store)
     awaited, deadline = list(range(1, world)), time.monotonic() + seconds

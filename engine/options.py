@@ -83,6 +83,9 @@ class ParallelOptions:
     weights stay until the backward pass; hsdp: parts within a node, copies across nodes."""
     grad_precision: str | None = None
     """Sharded: what gradients are summed in over processes, bf16, fp16 or fp32 (default)."""
+    reduce_every_part: bool = False
+    """With --gradient-accumulation-steps: sum gradients over processes after every part, not the last alone: more
+    traffic, but sharded processes need not hold whole gradients in between."""
     activation_checkpointing: bool = False
     """Compute the blocks' activations again in the backward pass instead of keeping them: a third more work, far less
     memory."""
@@ -124,8 +127,8 @@ class RunOptions:
     max_minutes: float | None = None
     """Stop after so many minutes with everything saved; --resume goes on."""
     timeout_minutes: float = 30
-    """A process whose step takes longer says where it stands and ends, which lets torchrun --max-restarts start all
-    again; so long processes wait for one another, too."""
+    """Of several processes, one whose step, checkpoint, validation or preview takes longer says where it stands and
+    ends, which lets torchrun --max-restarts start all again; so long processes wait for one another, too."""
     wandb: bool = False
     """Log to Weights & Biases too."""
     wandb_project: str = "llamagen"

@@ -30,13 +30,13 @@ class Parallel:
 
             self.mesh = mesh_for(options.data_parallel, context)
 
-    def writer(self):
-        """Of checkpoints; None where one process writes the whole."""
+    def writer(self, minutes: float):
+        """Of checkpoints; None where one process writes the whole. minutes: that processes wait for one another."""
         if not self.sharded:
             return None
         from engine.sharded_checkpoint import ShardedWriter
 
-        return ShardedWriter(self.context, self.options.async_ckpt)
+        return ShardedWriter(self.context, self.options.async_ckpt, minutes)
 
     def place(self, build: Callable[[], nn.Module], blocks: str, value: str, methods: Iterable[str] = ()) -> nn.Module:
         """A module on this process's device.

@@ -13,7 +13,9 @@ import shutil
 import warnings
 import zlib
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -49,11 +51,20 @@ class ShardedWriter:
     memory.
     """
 
-    def __init__(self, context: Context, background: bool = False):
+    def __init__(self, context: Context, background: bool = False, minutes: float = 30):
+        """minutes: that processes wait for one another."""
         self.context = context
         # A thread beside the training loop must not share its process group.
-        self.group = dist.new_group(backend="gloo") if background else None
+        self.group = dist.new_group(backend="gloo", timeout=timedelta(minutes=minutes)) if background else None
         self.future: Future | None = None
+
+    def check_shared(self, folder: Path) -> None:
+        """ValueError where the processes do not all see what one writes there."""
+        name = self.context.on_main(lambda: write_probe(folder))
+        if self.context.any(not (folder / name).is_file()):
+            raise ValueError(f"--results-dir or --cloud-save-path: {folder} is not the same folder for all processes, "
+                             "which write a sharded checkpoint's parts there; give one that all nodes share")
+        self.context.on_main((folder / name).unlink)
 
     def save(self, path: Path, tensors: dict[str, Tensor], papers: dict) -> None:
         """tensors: whole or sharded, by name. papers: what meta.json says of them."""
@@ -107,6 +118,14 @@ class ShardedWriter:
         folder = os.open(self.path.parent, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)
+
+
+def write_probe(folder: Path) -> str:
+    """The name of a new file in the folder, which goes with what killed runs have left."""
+    name = f".{uuid4().hex}.part"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).touch()
+    return name
 
 
 def reason(failure: BaseException | None) -> str:

@@ -10,9 +10,11 @@ from torch import Tensor
 from engine.distributed import Context, setup
 from engine.parts import local
 
-# Nodes may keep copies of files in places of their own, whose contents are compared, and have other cores.
-MAY_DIFFER = ("_path", "_dir", "_ckpt", "device", "num_workers")
-VALUES = 4096  # of a tensor that are looked at
+MAY_DIFFER = ("device", "num_workers")
+# Nodes may keep copies of files in places of their own; whether one is given is compared, and what was read from it.
+PLACES = ("_path", "_dir", "_ckpt")
+VALUES = 4096  # of a tensor that count by their places, too
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the bytes of a number
 
 
 def join(options) -> Context:
@@ -24,23 +26,32 @@ def join(options) -> Context:
 
 
 def flags_of(options) -> dict:
-    """{"--lr": 0.1, ...} of dataclasses in dataclasses, without those that may differ."""
+    """{"--lr": 0.1, ...} of dataclasses in dataclasses, without those that may differ; of a file's place, whether it
+    is given."""
     found = {}
     for field in fields(options):
         value = getattr(options, field.name)
         if is_dataclass(value):
             found |= flags_of(value)
-        elif not field.name.endswith(MAY_DIFFER):
-            found[f"--{field.name.replace('_', '-')}"] = value
+        elif field.name not in MAY_DIFFER:
+            place = field.name.endswith(PLACES) and isinstance(value, str)
+            found[f"--{field.name.replace('_', '-')}"] = "given" if place else value
     return found
 
 
+def digest(value) -> str:
+    """A short hash of what a value looks like."""
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
+
+
 def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """A short hash of names, shapes and evenly spaced values; of sharded ones, of this process's part."""
-    digest = hashlib.sha256()
+    """A short hash of names and shapes, of all values' bits summed up (exact, in whatever order) and of evenly spaced
+    values; of sharded tensors, of this process's part."""
+    found = hashlib.sha256()
     for name, tensor in tensors:
-        values = local(tensor.detach()).flatten()
-        values = values[:: max(1, values.numel() // VALUES)].cpu().contiguous()
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(values.view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
+        values = local(tensor.detach()).flatten().contiguous()
+        total = values.view(BITS[values.element_size()]).sum(dtype=torch.int64).item()
+        some = values[:: max(1, values.numel() // VALUES)].cpu().contiguous()
+        found.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}{total}".encode())
+        found.update(some.view(torch.uint8).numpy())
+    return found.hexdigest()[:16]

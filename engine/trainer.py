@@ -21,11 +21,12 @@ from tqdm import tqdm
 from engine.checkpoint import differing, epochs_after, newest_checkpoint, write_json
 from engine.distributed import Context, peak_flops, pick_precision
 from engine.logger import Logger, Window
+from engine.modes import evaluating, swapped
 from engine.optim import EMA, schedule
 from engine.options import OptimOptions, ParallelOptions
 from engine.parallel import Parallel, clip, no_sync, wrap
 from engine.run import Run
-from engine.startup import fingerprint
+from engine.startup import digest, fingerprint
 from engine.state import load_state, read_state, tensors_of
 from engine.watch import Watch
 
@@ -86,7 +87,7 @@ class Trainer:
         self.task, self.optim, self.run, self.context, self.feed = task, optim, run, context, feed
         self.total, self.order = optim.max_steps or optim.epochs * feed.steps_per_epoch, feed.order
         self.parallel = parallel or Parallel(ParallelOptions(), context, optim)
-        self.writer = self.parallel.writer()
+        self.writer = self.parallel.writer(run.options.timeout_minutes)
         self.accumulate = optim.gradient_accumulation_steps
         if optim.global_batch_size % (context.world * self.accumulate):
             raise ValueError(f"--global-batch-size {optim.global_batch_size}: must be a multiple of {context.world} "
@@ -138,7 +139,7 @@ class Trainer:
         except ValueError as error:
             raise error if str(path) in str(error) else ValueError(f"{flag} {path}: {error}") from error
         model = state[self.task.phases[0].name]
-        self.parallel.origin = fingerprint(model.items()) if model is not None else str(state["files"])
+        self.parallel.origin = fingerprint(model.items()) if model is not None else digest(state["files"])
         if "scaler" in state and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         self.step = int(state["steps"])
@@ -192,11 +193,13 @@ class Trainer:
         """ValueError where the ranks have other models, data, steps or weights."""
         if self.context.world == 1:
             return
+        if self.writer is not None:
+            self.writer.check_shared(self.run.stores[-1].folder)
         states = [item for phase in self.task.phases for item in phase.module.state_dict().items()]
         self.context.alike({
             "the model": self.task.meta(),
             "the number and order of samples": self.order,
-            "the data (a hash of three samples)": fingerprint(self.feed.probe().items()),
+            "the data (a hash of a hundred samples)": fingerprint(self.feed.probe().items()),
             "the step": self.step,
             "the weights (a hash)": self.parallel.origin if self.parallel.sharded else fingerprint(states),
         })  # fmt: skip
@@ -232,7 +235,7 @@ class Trainer:
                 if self.due(options.log_every):
                     self.log(window, bar)
                     window = Window(self.step)
-                watch.rest()
+                watch.expect(f"saving, validating or drawing after step {self.step - 1}")
                 paused = time.monotonic()
                 if self.writer is not None and self.writer.ready():
                     self.saved()
@@ -249,7 +252,7 @@ class Trainer:
                 if context.any(bool(late or self.stop_signal)):
                     why = "signal" if context.any(bool(self.stop_signal)) else "--max-minutes"
                     break
-            watch.rest()
+            watch.expect("saving the last step")
             if saved_at != self.step:
                 self.save()
             self.saved()
@@ -266,6 +269,7 @@ class Trainer:
         elif message := task.at_end():
             self.logger.say(message)
         self.logger.close()
+        context.barrier()  # a launcher counts from the first process that leaves
         if why == "signal":
             raise SystemExit(128 + (self.stop_signal or signal.SIGTERM))
 
@@ -281,33 +285,38 @@ class Trainer:
             if self.step < phase.first_step:
                 continue
             for part in parts:
-                with nullcontext() if part is parts[-1] else no_sync(phase.wrapped):
+                reduces = part is parts[-1] or self.parallel.options.reduce_every_part
+                with nullcontext() if reduces else no_sync(phase.wrapped):
                     with self.autocast():
                         loss, parts_of_loss = phase.loss(phase.wrapped, part, self.step)
                     self.scaler.scale(loss / self.accumulate).backward()
                 total = "loss" if phase is self.task.phases[0] else f"{phase.name}_loss"
                 for name, value in {**parts_of_loss, total: loss.detach()}.items():
                     figures[name] = figures.get(name, 0.0) + value / self.accumulate
-            figures[f"{phase.name}_grad_norm"] = self.apply(phase, factor, batch)
+            figures[f"{phase.name}_grad_norm"] = self.apply(phase, factor, batch, figures[total])
         self.scaler.update()
         if self.ema is not None:
             self.ema.update(self.task.phases[0].module)
         return figures
 
-    def apply(self, phase: Phase, factor: float, batch: dict) -> Tensor:
+    def apply(self, phase: Phase, factor: float, batch: dict, loss: Tensor) -> Tensor:
         """Clip and step the optimizer; the gradient norm before. A loss that is not finite ends the run unapplied."""
         for group in phase.optimizer.param_groups:
             group["lr"] = self.optim.lr * factor
         self.scaler.unscale_(phase.optimizer)
         norm = clip(phase.module.parameters(), self.optim.max_grad_norm)
-        if not self.scaler.is_enabled() and not bool(norm.isfinite()):
+        if self.scaler.is_enabled():  # its scale may be too large for a gradient, never for a loss
+            broken = self.context.any(not bool(loss.isfinite()))
+        else:
+            broken = not bool(norm.isfinite())
+        if broken:
             samples = batch["index"].tolist() if "index" in batch else "unknown"
             ranks = self.context.gather(samples)
             path = self.run.folder / f"not-finite-{self.step:07d}.json"
             if self.context.is_main:
                 write_json(path, {"step": self.step, "phase": phase.name, "samples of each rank": ranks})
-            raise FloatingPointError(f"step {self.step}: the gradient of {phase.name} is not finite; its weights are "
-                                     f"those of the step before. Samples of this rank: {samples}; of all: {path}")
+            raise FloatingPointError(f"step {self.step}: loss or gradient of {phase.name} are not finite; its weights "
+                                     f"are those of the step before. Samples of this rank: {samples}; of all: {path}")
         self.scaler.step(phase.optimizer)  # with fp16 it skips steps whose gradients overflowed
         phase.optimizer.zero_grad(set_to_none=True)
         return norm
@@ -368,32 +377,3 @@ class Trainer:
             return {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
         except ValueError:  # not the main thread: whoever owns it handles signals
             return {}
-
-
-class evaluating:
-    """A module in eval mode without gradients, for the length of a `with`."""
-
-    def __init__(self, module: nn.Module):
-        self.module, self.grad = module, torch.no_grad()
-
-    def __enter__(self):
-        self.module.eval()
-        self.grad.__enter__()
-
-    def __exit__(self, *error):
-        self.grad.__exit__(*error)
-        self.module.train()
-
-
-class swapped:
-    """A module with other weights, for the length of a `with`."""
-
-    def __init__(self, module: nn.Module, state: dict[str, Tensor]):
-        self.module, self.state = module, state
-
-    def __enter__(self):
-        self.own = {name: value.clone() for name, value in self.module.state_dict().items()}
-        self.module.load_state_dict(self.state)
-
-    def __exit__(self, *error):
-        self.module.load_state_dict(self.own)

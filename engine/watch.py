@@ -20,14 +20,11 @@ class Watch:
         self.who = f"process {context.rank} of {context.world}"
         self.minutes, self.what, self.deadline = minutes, "", float("inf")
         self.ended = threading.Event()
-        threading.Thread(target=self._look, daemon=True).start()
+        if context.world > 1:  # one alone may stand: stopped by its user, or at a long validation
+            threading.Thread(target=self._look, daemon=True).start()
 
     def expect(self, what: str) -> None:
         self.what, self.deadline = what, time.monotonic() + 60 * self.minutes
-
-    def rest(self) -> None:
-        """Nothing is expected."""
-        self.deadline = float("inf")
 
     def end(self) -> None:
         self.ended.set()

@@ -21,10 +21,11 @@ from dataset.options import DataOptions
 from dataset.order import HELD_OUT, draw
 from engine.checkpoint import save_safetensors
 from engine.distributed import Context, leave
+from engine.modes import evaluating
 from engine.optim import adamw
 from engine.run import Run
 from engine.startup import join
-from engine.trainer import Phase, Trainer, evaluating
+from engine.trainer import Phase, Trainer
 from evaluations.convnet import ConvNet, ConvNetConfig
 from evaluations.options import ClassifierTraining, TrainClassifier
 

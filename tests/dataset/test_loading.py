@@ -63,7 +63,19 @@ def test_workers_that_are_killed_again_and_again_end_the_run(tmp_path):
         read(feed(tmp_path / "mortal", deadly=(whole[3][1][2],), lives=9, workers=1))
 
 
+def test_an_error_of_the_dataset_is_not_taken_for_a_killed_worker(tmp_path):
+    spoilt = feed(tmp_path / "spoilt", workers=1)
+    spoilt.dataset.collate = fail
+    with pytest.raises(RuntimeError, match="a bad sample"):
+        read(spoilt)
+
+
+def fail(samples: list) -> None:
+    raise RuntimeError("a bad sample")
+
+
 def test_the_probe_is_the_same_on_every_process_and_the_order_says_what_a_run_needs(tmp_path):
     one, other = (Feed(Mortal(tmp_path, (), 0), 4, 7, rank, 2, 0) for rank in range(2))
-    assert one.probe()["index"].tolist() == other.probe()["index"].tolist() == [0, 12, 23]
+    assert one.probe(3)["index"].tolist() == other.probe(3)["index"].tolist() == [0, 11, 23]
+    assert one.probe()["index"].tolist() == list(range(24)), "all, where there are no more"
     assert one.order == {"samples": 24, "global_batch_size": 4, "global_seed": 7} and one.steps_per_epoch == 6

@@ -32,11 +32,13 @@ class Extra:
     count: int = 40
     """Samples: with a batch of 8, five steps are an epoch."""
     spoil_at: int = -1
-    """The loss of this step is not a number."""
+    """The loss of this step is not a number, on the last of the processes."""
     kill_at: int = -1
     """Send this process SIGTERM in this step."""
     hang_at: int = -1
     """Stand still in this step, on the last of the processes."""
+    hang_validating: bool = False
+    """The same in a validation."""
 
 
 @dataclass
@@ -83,6 +85,10 @@ class Lines(Dataset):
         return len(self.x)
 
 
+def is_last() -> bool:
+    return int(os.environ.get("RANK", 0)) == int(os.environ.get("WORLD_SIZE", 1)) - 1
+
+
 class LinearTask:
     unit, units, flops = "lines", 1, 0.0
 
@@ -101,13 +107,15 @@ class LinearTask:
         self.seen.append(batch["index"].tolist())
         if step == self.extra.kill_at:
             os.kill(os.getpid(), signal.SIGTERM)
-        if step == self.extra.hang_at and os.environ["RANK"] == str(int(os.environ["WORLD_SIZE"]) - 1):
+        if step == self.extra.hang_at and is_last():
             time.sleep(600)
         error = module(batch["x"]) - batch["y"]
-        scale = float("nan") if step == self.extra.spoil_at else 1.0
+        scale = float("nan") if step == self.extra.spoil_at and is_last() else 1.0
         return scale * error.square().mean(), {"abs_error": error.detach().abs().mean()}
 
     def validate(self) -> dict:
+        if self.extra.hang_validating and is_last():
+            time.sleep(600)
         return {}
 
     def preview(self, path: Path) -> None:

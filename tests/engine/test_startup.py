@@ -12,6 +12,7 @@ from linear_task import LinearOptions
 from support import run_script
 
 from engine.distributed import fresh_store, listed
+from engine.options import ParallelOptions
 from engine.startup import fingerprint, flags_of
 
 # What rank 1 has otherwise in each case.
@@ -24,6 +25,7 @@ import torch
 sys.path.append("tests/engine")
 from linear_task import LinearOptions, build, options_in
 from engine.distributed import leave
+from engine.sharded_checkpoint import ShardedWriter
 from engine.startup import join
 
 folder, found = Path(sys.argv[1]), {}
@@ -49,10 +51,17 @@ def spoil(trainer):
 def move(trainer):
     next(trainer.task.model.parameters())[-1] += 1e-3 * other
 
+def hide(trainer):
+    trainer.run.stores[-1].folder = folder / f"node{context.rank}"
+    trainer.writer = ShardedWriter(context)
+
 lr = replace(options.optim, lr=0.5 if other else 0.25)
 said("nothing", lambda: unlike(lambda trainer: None))
 said("flags", lambda: join(replace(options, optim=lr)))
 said("elsewhere", lambda: join(replace(options, run=replace(options.run, results_dir=f"{context.rank}"))) and None)
+cloud = replace(options.run, cloud_save_path="cloud" if other else None)
+said("place", lambda: join(replace(options, run=cloud)))
+said("folder", lambda: unlike(hide))
 said("data", lambda: unlike(spoil))
 said("weights", lambda: unlike(move))
 said("step", lambda: unlike(lambda trainer: setattr(trainer, "step", 3 * other)))
@@ -66,8 +75,11 @@ def test_all_say_which_rank_was_started_otherwise_and_how(tmp_path):
     (tmp_path / "unlike.py").write_text(UNLIKE)
     run_script(tmp_path / "unlike.py", tmp_path, ranks=2)
     one, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert "node0 is not the same folder for all" in one.pop("folder")
+    assert "node1 is not the same folder for all" in other.pop("folder")
     assert one == other and one.pop("nothing") is None and one.pop("elsewhere") is None
     named = {"flags": "--lr is 0.5 on rank 1, 0.25 on 0", "data": "the data .* on rank 1", "step": "the step is 3 on",
+             "place": "--cloud-save-path is 'given' on rank 1, None on 0",
              "weights": r"the weights \(a hash\) is '\w+' on rank 1", "model": "{'layers': 13} on rank 1"}  # fmt: skip
     assert one.keys() == named.keys()
     for case, words in named.items():
@@ -79,7 +91,8 @@ def test_all_say_which_rank_was_started_otherwise_and_how(tmp_path):
 def test_flags_are_named_as_a_user_gives_them_and_places_of_files_may_differ():
     flags = flags_of(LinearOptions())
     assert flags["--lr"] == 1e-2 and flags["--ckpt-every"] == 1000
-    assert not {"--results-dir", "--cloud-save-path", "--device"} & flags.keys()
+    assert (flags["--results-dir"], flags["--cloud-save-path"]) == ("given", None) and "--device" not in flags
+    assert flags_of(ParallelOptions(async_ckpt=True))["--async-ckpt"] is True
     assert listed(list(range(12))) == "0, 1, 2, 3, 4, 5, 6, 7 and 4 more"
 
 
@@ -89,8 +102,10 @@ def test_a_fingerprint_tells_names_shapes_types_and_values_apart():
               {"a": value, "b": value}, {}]  # fmt: skip
     assert len({fingerprint(state.items()) for state in states}) == len(states)
     large = torch.zeros(100_000)
-    moved = large + torch.linspace(0, 1e-6, 100_000)
-    assert fingerprint([("a", large)]) == fingerprint([("a", large.clone())]) != fingerprint([("a", moved)])
+    for place in range(50):
+        moved = large.clone()
+        moved[place] += 1e-6
+        assert fingerprint([("a", large)]) == fingerprint([("a", large.clone())]) != fingerprint([("a", moved)])
 
 
 def meet(store: dist.Store, world: int, ranks: range) -> list[dist.Store]:
@@ -122,3 +137,6 @@ def test_a_process_that_does_not_come_is_named():
     threading.Thread(target=fresh_store, args=(store, 1, 3, 5), daemon=True).start()
     with pytest.raises(OSError, match=r"of 3 processes 1 did not come within 0 s: \[2\]"):
         fresh_store(store, 0, 3, 0.4)
+    store.set_timeout(timedelta(seconds=0.2))
+    with pytest.raises(OSError, match="process 0 of 3 did not come"):
+        fresh_store(store, 2, 3, 5)

@@ -110,8 +110,9 @@ def test_a_batch_that_cannot_be_divided_is_refused(tmp_path):
         build(options(tmp_path, gradient_accumulation_steps=3))
 
 
-def test_a_loss_that_is_no_number_stops_before_it_hurts_the_weights(tmp_path):
-    trainer = build(options(tmp_path / "bad", spoil_at=6))
+@pytest.mark.parametrize("precision", ["none", "fp16"])
+def test_a_loss_that_is_no_number_stops_before_it_hurts_the_weights(precision, tmp_path):
+    trainer = build(options(tmp_path / "bad", spoil_at=6, mixed_precision=precision))
     with pytest.raises(
         FloatingPointError, match=r"step 6: .*weights are those of the step before. Samples of this rank: \["
     ):
@@ -119,8 +120,17 @@ def test_a_loss_that_is_no_number_stops_before_it_hurts_the_weights(tmp_path):
     said = json.loads((tmp_path / "bad/run/not-finite-0000006.json").read_text())
     (samples,) = said.pop("samples of each rank")
     assert said == {"step": 6, "phase": "model"} and len(samples) == 8
-    train(options(tmp_path / "good", max_steps=6))
+    train(options(tmp_path / "good", max_steps=6, mixed_precision=precision))
     assert same(trainer.task.model.state_dict(), last(tmp_path / "good")["model"])
+
+
+@pytest.mark.parametrize("precision", ["none", "fp16"])
+def test_one_rank_s_loss_that_is_no_number_stops_all_with_the_samples_of_all(precision, tmp_path):
+    flags = ("--results-dir", tmp_path, "--run-name", "run", "--spoil-at", 3, "--mixed-precision", precision)
+    said = run_script(SCRIPT, *flags, ranks=2, code=1).stderr
+    assert said.count("FloatingPointError: step 3: loss or gradient of model are not finite") == 2
+    samples = json.loads((tmp_path / "run/not-finite-0000003.json").read_text())["samples of each rank"]
+    assert [len(each) for each in samples] == [4, 4]
 
 
 def test_sigterm_saves_exits_and_the_run_goes_on(tmp_path):
@@ -145,14 +155,23 @@ def test_sigterm_to_one_rank_stops_all(tmp_path):
     assert last(tmp_path)["steps"] == 7
 
 
-def test_a_rank_that_hangs_is_named_with_its_step_and_where_it_stands(tmp_path):
+@pytest.mark.parametrize("hangs, what, where", [
+    (("--hang-at", 5), "step 5", "loss"),
+    (("--hang-validating", "--val-every", 5), "saving, validating or drawing after step 4", "validate"),
+], ids=["step", "validation"])  # fmt: skip
+def test_a_rank_that_hangs_is_named_with_its_step_and_where_it_stands(hangs, what, where, tmp_path):
     flags = ("--results-dir", tmp_path, "--run-name", "run", "--ckpt-every", 2)
     began = time.monotonic()
-    said = run_script(SCRIPT, *flags, "--hang-at", 5, "--timeout-minutes", 0.05, ranks=2, code=1).stderr
+    said = run_script(SCRIPT, *flags, *hangs, "--timeout-minutes", 0.05, ranks=2, code=1).stderr
     assert time.monotonic() - began < 60
-    assert "error: process 1 of 2 stands still: step 5 has taken more than 0.05 minutes (--timeout-minutes)" in said
-    assert re.search(r"File .*linear_task\.py\", line \d+ in loss", said), "the stack of what it was at"
+    assert f"error: process 1 of 2 stands still: {what} has taken more than 0.05 minutes (--timeout-minutes)" in said
+    assert re.search(rf"File .*linear_task\.py\", line \d+ in {where}", said), "the stack of what it was at"
     assert last(tmp_path)["steps"] == 4
+
+
+def test_one_process_alone_may_stand_still(tmp_path, monkeypatch):
+    monkeypatch.setattr(LinearTask, "validate", lambda self: time.sleep(0.2) or {})
+    assert train(options(tmp_path, timeout_minutes=0.0005, val_every=1, max_steps=2)).step == 2
 
 
 @pytest.mark.parametrize("minutes, steps", [(0.0, 1), (None, 12), (60, 12)])
