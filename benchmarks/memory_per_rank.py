@@ -22,10 +22,12 @@ class Setting:
     gpt_model: str
     gpus: int
     data_parallel: str  # fsdp or hsdp
-    pictures: int  # of a GPU
+    pictures: int  # of a GPU, at once
     codes: int  # of a picture
     activation_checkpointing: bool = False
     ema: bool = False
+    parts: int = 1  # that a GPU's share of a step is cut into (--gradient-accumulation-steps)
+    reduce_every_part: bool = False
 
     @property
     def shards(self) -> int:
@@ -73,11 +75,13 @@ def moments(setting: Setting, whole_logits: bool = False) -> list[Moment]:
     rest = sum(p.numel() for p in model.parameters()) - args.n_layer * block
     own, own_block = part(model, shards), part(model.layers[0], shards)
     always = {"weights": 4 * own, "moments": 8 * own, "ema": 4 * own * setting.ema}
+    # What the parts before have left: gradients that are not summed over processes yet are whole.
+    left = 4 * (own if setting.reduce_every_part else args.n_layer * block + rest) * (setting.parts > 1)
     saved = saved_by_block(model) * tokens
     kept, recomputed = (2 * args.dim * tokens, saved) if setting.activation_checkpointing else (saved, 0)
     mask = 2 * args.dim * tokens  # of dropout on the embedded codes
     head = (2 + 4 + 2 + 2) * args.dim * tokens + loss_head(model, tokens, whole_logits)  # from the last block on
-    found = [{**always, "gathered": 2 * rest, "activations": args.n_layer * kept + mask + head}]
+    found = [{**always, "gradients": left, "gathered": 2 * rest, "activations": args.n_layer * kept + mask + head}]
     # Of a block's backward pass, where the feed-forward begins: gradients of its inner values and of w2; or where all
     # of the block's are there, and nothing that it kept.
     inside = max((2 * 2 * tokens + 2 * args.dim) * args.ffn_width, 2 * block - saved)
@@ -86,10 +90,10 @@ def moments(setting: Setting, whole_logits: bool = False) -> list[Moment]:
         gathered = 2 * rest + 2 * block * (1 if last else 2)  # the next one comes while this one computes
         summed = 2 * args.vocab_size * args.dim + (4 * block if after else 0)  # the output matrix's, the last block's
         activations = (args.n_layer - after) * kept + recomputed + inside + mask
-        found.append({**always, "gradients": 4 * own_block * after, "gathered": gathered + summed,
+        found.append({**always, "gradients": max(left, 4 * own_block * after), "gathered": gathered + summed,
                       "activations": activations})  # fmt: skip
     # At last all that is in no block: its gradients in bf16, and in float32 to be summed.
-    return [*found, {**always, "gradients": 4 * own_block * args.n_layer, "gathered": (2 + 4) * rest}]
+    return [*found, {**always, "gradients": max(left, 4 * own_block * args.n_layer), "gathered": (2 + 4) * rest}]
 
 
 def peak(setting: Setting, whole_logits: bool = False) -> Moment:

@@ -33,8 +33,11 @@ def traced(setting: Setting) -> tuple[int, int]:
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     context = Context(0, setting.gpus, torch.device("cpu"))
-    optim = OptimOptions(global_batch_size=setting.gpus * setting.pictures, mixed_precision="bf16", ema=setting.ema)
-    ways = ParallelOptions(setting.data_parallel, activation_checkpointing=setting.activation_checkpointing)
+    pictures = setting.pictures * setting.parts
+    optim = OptimOptions(global_batch_size=setting.gpus * pictures, mixed_precision="bf16", ema=setting.ema,
+                         gradient_accumulation_steps=setting.parts)  # fmt: skip
+    ways = ParallelOptions(setting.data_parallel, activation_checkpointing=setting.activation_checkpointing,
+                           reduce_every_part=setting.reduce_every_part)  # fmt: skip
     dist.init_process_group("fake", rank=0, world_size=setting.gpus, store=FakeStore())
     try:
         with mock.patch.dict(os.environ, LOCAL_WORLD_SIZE=str(NODE)):
@@ -44,7 +47,7 @@ def traced(setting: Setting) -> tuple[int, int]:
         fused = mock.patch("autoregressive.models.attend.SHORT", 0)  # attention as on a GPU
         with tempfile.TemporaryDirectory() as folder, unhashed, fused, live_memory() as live:
             trainer = our_trainer(GPTTraining(setting.gpt_model), optim, parallel, setting.codes, folder)
-            batch, peaks = random_batch(trainer.task.model, setting.pictures), []
+            batch, peaks = random_batch(trainer.task.model, pictures), []
             trainer.train_step(batch)  # makes the moments; and DTensor looks at whole weights, once
             for whole in (False, True):
                 trainer.task.whole_logits, live.peak = whole, live.now

@@ -6,6 +6,7 @@ or not at all.
 """
 
 import argparse
+import errno
 import hashlib
 import json
 import os
@@ -142,7 +143,12 @@ def read_file(path: str | Path, flag: str = "checkpoint") -> dict:
             raise ValueError(f"{flag} {path}: holds objects that are not weights, which is not safe to load: "
                              f"{reason}") from error  # fmt: skip
         raise ValueError(f"{flag} {path}: truncated or not a weight file ({reason}); fetch it again") from error
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError) as error:
+    except OSError as error:
+        if error.errno in (None, errno.EINVAL):  # of seeking in a file that is too short
+            raise ValueError(f"{flag} {path}: truncated or not a weight file ({error}); fetch it again") from error
+        # The disk's or the network's fault: nothing is wrong with what the file holds.
+        raise OSError(error.errno, f"{flag} {path}: cannot be read now ({error.strerror or error})") from error
+    except (RuntimeError, EOFError, ValueError, LookupError) as error:
         raise ValueError(f"{flag} {path}: truncated or not a weight file ({error}); fetch it again") from error
     except Exception as error:
         if type(error).__name__ != "SafetensorError":

@@ -111,7 +111,8 @@ class ShardedWriter:
 
     def _publish(self, described: list[dict]) -> None:
         files = {name: value for each in described for name, value in each.items()}
-        write_json(self.aside / META, {"format": FORMAT, **self.papers, "files": files})
+        papers = json.loads(json.dumps({"format": FORMAT, **self.papers, "files": files}))  # as it will be read
+        write_json(self.aside / META, {**papers, "checksum": checksum_of(papers)})
         if self.path.is_dir():  # of a later step, damaged, that the resumed run has come to again
             shutil.rmtree(self.path)
         os.replace(self.aside, self.path)
@@ -146,6 +147,11 @@ def checksum(path: Path) -> int:
     return found
 
 
+def checksum_of(papers: dict) -> int:
+    """CRC-32 of what a file says, however it is written down."""
+    return zlib.crc32(json.dumps(papers, sort_keys=True).encode())
+
+
 def is_sharded_checkpoint(path: Path) -> bool:
     return (path / META).is_file()
 
@@ -154,8 +160,11 @@ def read_papers(path: Path) -> dict:
     """What meta.json says; ValueError where it cannot be read."""
     try:
         papers = json.loads((path / META).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        checked = papers.pop("checksum", None)  # those of an earlier version have none
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"{path / META}: cannot be read ({error})") from error
+    if checked not in (None, checksum_of(papers)):
+        raise ValueError(f"{path / META}: damaged (its checksum is another)")
     if papers.get("format") != FORMAT:
         raise ValueError(f"{path / META}: format {papers.get('format')}, this version reads {FORMAT}: update llamagen")
     return papers

@@ -20,6 +20,8 @@ SETTINGS = {  # by what the peak is
     "a block computed again": replace(TINY, pictures=4, activation_checkpointing=True),
     "with copies in each node": replace(TINY, gpus=16, data_parallel="hsdp"),
     "with a moving average": replace(TINY, gpus=8, ema=True),
+    "whole gradients of the parts before": replace(TINY, gpus=8, parts=3),
+    "gradients in parts": replace(TINY, gpus=8, parts=3, reduce_every_part=True),
     "the gradients outside of the blocks": replace(WIDE, pictures=1),
     "the loss head": replace(WIDE, pictures=64),
 }

@@ -9,6 +9,7 @@ import pickle
 import re
 import resource
 import shutil
+import subprocess
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import ROOT, run_script
+from support import ROOT, command, environment, run_script
 from tiny_pipeline import write_files
 
 from autoregressive.load import load_gpt
@@ -27,7 +28,7 @@ from engine.checkpoint import read_file
 from engine.distributed import Context
 from engine.options import OptimOptions, ParallelOptions
 from engine.parallel import Parallel
-from engine.sharded_checkpoint import Reader, read_papers, read_tensors
+from engine.sharded_checkpoint import Reader, read_papers, read_tensors, verify
 
 ALONE = Context(0, 1, torch.device("cpu"))
 SCRIPT = ROOT / "autoregressive/train/train_c2i_fsdp.py"
@@ -110,14 +111,31 @@ def test_two_processes_train_sharded_as_one_does(alone, sharded):
 
 @pytest.mark.parametrize("flags", [
     ["--data-parallel", "sdp", "--gradient-accumulation-steps", 2], ["--data-parallel", "hsdp", "--async-ckpt"],
-    ["--activation-checkpointing"],
-], ids=lambda flags: flags[-2] if len(flags) > 1 else flags[0])  # fmt: skip
+    ["--activation-checkpointing", "--gradient-accumulation-steps", 2, "--reduce-every-part"],
+], ids=["sdp in parts", "hsdp in the background", "checkpointing, summed at every part"])  # fmt: skip
 def test_every_way_to_shard_trains_alike(flags, places, sharded, tmp_path):
     train(places, tmp_path, *MORE, *flags)
     assert losses(tmp_path) == pytest.approx(losses(sharded), rel=2e-5)
     assert read_papers(checkpoint(tmp_path, 3))["steps"] == 3
     model, other = (read_file(checkpoint(folder, 3))["model"] for folder in (sharded, tmp_path))
     assert all(torch.allclose(model[name], other[name], atol=2e-5) for name in model)
+
+
+COMPILED = """
+import runpy, sys
+from torch import nn
+compile = nn.Module.compile
+nn.Module.compile = lambda self: print("compiles a", type(self).__name__) or compile(self, backend="aot_eager")
+runpy.run_path(sys.argv.pop(1), run_name="__main__")
+"""
+
+
+def test_blocks_are_compiled_one_by_one_and_train_alike(places, sharded, tmp_path):
+    (tmp_path / "compiled.py").write_text(COMPILED)
+    flags = [*flags_of(places, tmp_path), *MORE, "--compile", "--compile-on-cpu", "--activation-checkpointing"]
+    said = run_script(tmp_path / "compiled.py", SCRIPT, *flags, ranks=2).stdout
+    assert said.count("compiles a TransformerBlock") == said.count("compiles a") == 2 * 4
+    assert losses(tmp_path) == pytest.approx(losses(sharded), rel=2e-5)
 
 
 def test_in_bf16_it_learns_the_same(places, alone, tmp_path):
@@ -191,6 +209,43 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(how, places, 
     assert losses(tmp_path) == losses(sharded)
     assert same(checkpoint(tmp_path), checkpoint(sharded))
     assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["0000003", "0000006"]
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda text: text.replace('"steps": 6', '"steps": 4'), r"meta\.json: damaged"),
+    (lambda text: "[]", r"meta\.json: cannot be read"), (lambda text: text[:-20], r"meta\.json: cannot be read"),
+], ids=["another step", "a list", "cut"])  # fmt: skip
+def test_a_changed_meta_json_is_named(change, words, sharded, tmp_path):
+    shutil.copytree(checkpoint(sharded), tmp_path / "copy")
+    verify(tmp_path / "copy")
+    text = (tmp_path / "copy/meta.json").read_text()
+    assert change(text) != text
+    (tmp_path / "copy/meta.json").write_text(change(text))
+    with pytest.raises(ValueError, match=words):
+        verify(tmp_path / "copy")
+
+
+KILLED = """
+import os, runpy, signal, sys
+from engine.sharded_checkpoint import ShardedWriter
+publish = ShardedWriter._publish
+def die(writer, described):
+    if writer.path.name == "0000006" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        os.kill(os.getpid(), signal.SIGKILL)
+    publish(writer, described)
+ShardedWriter._publish = die
+runpy.run_path(sys.argv.pop(1), run_name="__main__")
+"""
+
+
+def test_a_process_killed_in_the_middle_of_a_save_costs_the_steps_since_the_one_before(places, sharded, tmp_path):
+    (tmp_path / "killed.py").write_text(KILLED)
+    line = command(tmp_path / "killed.py", SCRIPT, *flags_of(places, tmp_path), *MORE, ranks=2)
+    line.insert(line.index("--standalone"), "--max-restarts=1")
+    done = subprocess.run(line, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout.count("resumed at step 3 of 6") == 1, done.stderr
+    assert sorted(os.listdir(tmp_path / "run/checkpoints")) == ["0000003", "0000006"]
+    assert same(checkpoint(tmp_path), checkpoint(sharded)) and losses(tmp_path) == losses(sharded)
 
 
 def test_a_disk_that_fills_up_costs_no_checkpoint(places, sharded, tmp_path):

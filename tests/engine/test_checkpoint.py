@@ -109,6 +109,19 @@ def test_each_format_gives_back_what_was_written(name, tmp_path):
     assert checksum(found.state) == checksum(STATE)
 
 
+def test_a_disk_that_does_not_answer_is_not_taken_for_a_damaged_checkpoint(tmp_path, monkeypatch):
+    folder = CheckpointFolder(tmp_path)
+    for step in (1, 2):
+        folder.save(step, {"model": STATE})
+
+    def fail(path, **given):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(OSError, match=r"0000002\.pt: cannot be read now \(Input/output error\)"):
+        newest_checkpoint([folder])
+
+
 def test_values_in_safetensors_lie_at_multiples_of_their_size(tmp_path):
     """So that others map them into memory without a copy."""
     save_safetensors(tmp_path / "weights.safetensors", STATE, {})
