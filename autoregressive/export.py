@@ -7,22 +7,19 @@ import torch
 from autoregressive import hub as gpt_hub
 from autoregressive.export_options import Export
 from autoregressive.load import GPT, downsample_of, gpt_from, options_for, size_in_name
-from engine.checkpoint import Weights, read_weights, save_safetensors, state_of, write_atomic
+from engine.checkpoint import Weights, read_average, save_safetensors, state_of, write_atomic
+from engine.distributed import PRECISIONS
 from engine.hub import push
 from tokenizer.tokenizer_image import vq_hub
 from tokenizer.tokenizer_image.vq_load import Tokenizer, tokenizer_from
 from tokenizer.tokenizer_image.vq_options import TokenizerOptions
-
-PRECISIONS = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def export(options: Export) -> None:
     output = Path(options.output)
     if output.exists() and not (options.format == "hub" and output.is_dir() and not any(output.iterdir())):
         raise ValueError(f"--output {output}: is there already; give another name or remove it")
-    weights = read_weights(options.ckpt, ("ema",) if options.use_ema else (), "--ckpt")
-    if options.use_ema and weights.key != "ema":
-        raise ValueError(f"--use-ema: {options.ckpt} holds no moving average; leave the flag out")
+    weights = read_average(options.ckpt, options.use_ema, "--ckpt")
     loaded = load(weights, options)
     hub = gpt_hub if isinstance(loaded, GPT) else vq_hub
     state = state_of(loaded.model)
@@ -44,7 +41,8 @@ def export(options: Export) -> None:
 
 def load(weights: Weights, options: Export) -> GPT | Tokenizer:
     """What the checkpoint holds, on the CPU; ValueError where it is neither."""
-    state, meta, device, dtype = weights.state, weights.meta, torch.device("cpu"), PRECISIONS[options.precision]
+    state, meta, device = weights.state, weights.meta, torch.device("cpu")
+    dtype = PRECISIONS.get(options.precision)  # auto: as they are
     kind = meta.get("kind")
     if kind == "tokenizer" or (not meta and "quantize.embedding.weight" in state):
         return tokenizer_from(weights, TokenizerOptions(vq_ckpt=options.ckpt), device, dtype)

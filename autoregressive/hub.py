@@ -5,7 +5,7 @@ from pathlib import Path
 
 from autoregressive.load import GPT, downsample_of, gpt_from, options_for
 from autoregressive.models.gpt import gpt_config
-from engine.checkpoint import read_weights, state_of
+from engine.checkpoint import read_average, state_of
 from engine.distributed import pick_device, pick_precision
 from engine.hub import fetch, model_card, told, upload, write_folder
 
@@ -15,7 +15,7 @@ def from_pretrained(name: str | Path, device: str = "auto", precision: str = "au
     """A GPT in eval mode, from a file or folder, a published file's name such as c2i_B_256.pt, or a repository
     USER/NAME. The other arguments are the flags of these names."""
     place = pick_device(device)
-    weights = read_weights(fetch(name), ("ema",) if use_ema else (), "from_pretrained")
+    weights = read_average(fetch(name), use_ema, "from_pretrained")
     options = options_for(weights, image_size=image_size)
     return gpt_from(weights, options, downsample_of(weights), place, pick_precision(precision, place))
 

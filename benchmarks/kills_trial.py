@@ -118,9 +118,9 @@ def end(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def kill_often(training: Training, options: KillsTrial) -> Counter:
-    """Run to the last step, killed on the way: how often what was killed doing what."""
-    chance, found = random.Random(options.seed), Counter()
+def kill_often(training: Training, options: KillsTrial) -> tuple[Counter, list[str]]:
+    """Run to the last step, killed on the way: how often what was killed doing what, and a line for each."""
+    chance, found, log = random.Random(options.seed), Counter(), []
     training.start()
     while found.total() < options.kills:
         what = chance.choices([ONE, ALL, TORCHRUN], [0.7, 0.15, 0.15])[0]
@@ -138,9 +138,10 @@ def kill_often(training: Training, options: KillsTrial) -> Counter:
         at = STARTING if training.step() <= before else SAVING if training.saving() else TRAINING
         training.kill(what, chance)
         found[what, at] += 1
-        print(f"kill {found.total()}: {what} while {at}, after step {training.step()}", file=sys.stderr, flush=True)
+        log.append(f"kill {found.total()}: {what} while {at}, after step {training.step()}")
+        print(log[-1], file=sys.stderr, flush=True)
     training.finish()
-    return found
+    return found, log
 
 
 def differences(one: Path, other: Path) -> list[str]:
@@ -159,19 +160,19 @@ def differences(one: Path, other: Path) -> list[str]:
     return found
 
 
-def trial(options: KillsTrial, folder: Path) -> tuple[Counter, list[str]]:
-    """How often what was killed doing what, and what was not as without."""
+def trial(options: KillsTrial, folder: Path) -> tuple[Counter, list[str], list[str]]:
+    """How often what was killed doing what, a line for each, and what was not as without."""
     write_codes(folder / "codes")
     alone, killed = Training(options, folder, "alone"), Training(options, folder, "killed", 2 * options.kills)
     alone.start()
     alone.finish()
-    return kill_often(killed, options), differences(alone.folder, killed.folder)
+    return *kill_often(killed, options), differences(alone.folder, killed.folder)
 
 
 def report(options: KillsTrial) -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        found, different = trial(options, Path(folder))
+        found, log, different = trial(options, Path(folder))
     states = (STARTING, TRAINING, SAVING)
     rows = [[what, *(str(found[what, at]) for at in states)] for what in (ONE, ALL, TORCHRUN)]
     verdict = f"**not as without kills: {', '.join(different[:5])}**" if different else (
@@ -182,6 +183,8 @@ def report(options: KillsTrial) -> None:
         f"{options.steps} steps of 8 samples with dropout, a checkpoint every {options.ckpt_every} steps, written "
         f"{'beside the training' if options.async_ckpt else 'between steps'}; {time.monotonic() - began:.0f} s in all.",
         f"At its end: {verdict}.",
+        "",
+        *(f"    {line}" for line in log),
     ]
     publish(options.output, "Killed at random moments", ["killed", *(f"while {at}" for at in states)], rows, notes)
     if different:

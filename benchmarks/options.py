@@ -1,6 +1,7 @@
 """Options of the benchmarks. Torch-free."""
 
 from dataclasses import dataclass
+from math import isqrt
 
 from engine.config import Auto
 from engine.options import at_least
@@ -84,6 +85,12 @@ class KillsTrial:
     """Decides what is killed, and when."""
 
 
+def check_square(options) -> None:
+    """ValueError unless a picture can have as many codes."""
+    if options.codes != "auto" and isqrt(options.codes) ** 2 != options.codes:
+        raise ValueError(f"--codes {options.codes}: must be a square number, such as 576 for 24 x 24")
+
+
 @dataclass
 class TrainingBenchmark:
     output: str | Auto = "auto"
@@ -109,6 +116,7 @@ class TrainingBenchmark:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "codes", "batch_size", "steps", "warmup", "repeats")
+        check_square(self)
 
 
 @dataclass
@@ -128,6 +136,7 @@ class TrainingMemory:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "codes", "global_batch_size")
+        check_square(self)
         for gpus in self.gpus:
             if gpus < 2 or gpus > 8 and gpus % 8:
                 raise ValueError(f"--gpus {gpus}: must be from 2 to 8, or a multiple of 8")

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from math import inf, isqrt
+from math import inf
 from types import SimpleNamespace
 
 import torch
@@ -169,8 +169,6 @@ def settled(options: TrainingBenchmark) -> TrainingBenchmark:
     for flag, given, known in (("gpt-model", options.gpt_model, GPT_CONFIGS), ("only", options.only, CONTENDERS)):
         if wrong := [name for name in given if name not in known]:
             raise ValueError(f"--{flag} {wrong[0]}: choose from {', '.join(known)}")
-    if isqrt(options.codes) ** 2 != options.codes:
-        raise ValueError(f"--codes {options.codes}: must be a square number, such as 64 for 8 x 8")
     return replace(options, device=device)
 
 

@@ -6,7 +6,6 @@ alone (torch's fake process group and fake tensors, which are torch's own tools 
 
 import os
 import tempfile
-from math import isqrt
 from unittest import mock
 
 import torch
@@ -90,8 +89,6 @@ def write(options: TrainingMemory) -> None:
     """Work everything out, trace it, and publish the table."""
     if wrong := [name for name in options.gpt_model if name not in GPT_CONFIGS]:
         raise ValueError(f"--gpt-model {wrong[0]}: choose from {', '.join(GPT_CONFIGS)}")
-    if isqrt(options.codes) ** 2 != options.codes:
-        raise ValueError(f"--codes {options.codes}: must be a square number, such as 576 for 24 x 24")
     rows = [row(name, setting) for name, setting in settings(options).items()]
     notes = [
         f"GB (10^9 bytes) on the first GPU, at a step's moment of the most memory; {options.global_batch_size} "

@@ -181,6 +181,14 @@ def read_weights(path: str | Path, prefer: Sequence[str] = (), flag: str = "chec
                      f"expected one of {', '.join(WRAPPERS)} or a bare state dict")  # fmt: skip
 
 
+def read_average(path: str | Path, use_ema: bool, flag: str = "checkpoint") -> Weights:
+    """The moving average with `use_ema`, else the weights; ValueError where there is none."""
+    weights = read_weights(path, ("ema",) if use_ema else (), flag)
+    if use_ema and weights.key != "ema":
+        raise ValueError(f"--use-ema: {path} holds no moving average; leave the flag out")
+    return weights
+
+
 def trained(data: dict) -> dict:
     """How long a checkpoint's weights were trained: "steps", and "epochs" if it says of how many samples they were."""
     if not isinstance(data.get("steps"), int):

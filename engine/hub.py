@@ -83,8 +83,10 @@ def fetch(name: str | Path, folder: str | Path = "pretrained_models") -> str:
     name = str(name)
     if Path(name).exists():
         return name
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if "/" not in name:
         return str(download(name, folder))
+    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) or name.endswith((".pt", ".pth", ".safetensors")):
+        raise ValueError(f"{name}: there is no such file or folder")
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
@@ -128,6 +130,9 @@ def push(folder: str | Path, repo: str, private: bool = False) -> str:
     try:
         api = HfApi()
         api.create_repo(repo, private=private or None, exist_ok=True)
+        if private and not api.repo_info(repo).private:
+            raise ValueError(f"{repo}: is there already, and public; nothing was sent. Make it private on its page, or "
+                             "take another name")  # fmt: skip
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Weights and model card")
     except HFValidationError as error:
         raise ValueError(f"{repo}: not the name of a repository; give USER/NAME ({error})") from error

@@ -53,8 +53,9 @@ train() {
 under_torchrun() {  # NODE NAME
     train "$2"
     # Without the variable the torchrun of a standing node does not tell one that comes anew where rank 0 is.
-    on "$1" env TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 python3 -m torch.distributed.run --nnodes=2 --nproc_per_node=2 --rdzv-backend=c10d \
-        --rdzv-endpoint=node0:29500 --rdzv-id="$2" --max-restarts=3 "${entry[@]}" >> "$out/$2.$1.txt" 2>&1
+    on "$1" env TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 python3 -m torch.distributed.run \
+        --nnodes=2 --nproc_per_node=2 --rdzv-backend=c10d --rdzv-endpoint=node0:29500 \
+        --rdzv-id="$2" --max-restarts=3 "${entry[@]}" >> "$out/$2.$1.txt" 2>&1
 }
 
 under_srun() {  # RANK NAME

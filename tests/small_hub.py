@@ -29,6 +29,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self.server.created.append(asked)
             there = name in self.server.repositories
             self.server.repositories.setdefault(name, {})
+            if not there and asked.get("visibility") == "private":
+                self.server.private.add(name)
             return self.answer(409 if there else 200, {"url": f"{self.server.url}/{name}"})
         if self.path == "/api/validate-yaml":  # the model card's first lines
             return self.answer(200, {"errors": [], "warnings": []})
@@ -58,7 +60,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
         if (api[2] or "").startswith("/tree"):
             return self.answer(200, [{"type": "file", "path": path, "size": len(content), "oid": "0" * 40}
                                      for path, content in files.items()])  # fmt: skip
-        return self.answer(200, {"id": name, "sha": COMMIT, "siblings": [{"rfilename": path} for path in files]})
+        return self.answer(200, {"id": name, "sha": COMMIT, "private": name in self.server.private,
+                                 "siblings": [{"rfilename": path} for path in files]})  # fmt: skip
 
     def answer(self, status: int, content, headers: dict | None = None) -> None:
         content = content if isinstance(content, bytes) else json.dumps(content).encode()
@@ -77,7 +80,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
 @contextmanager
 def small_hub() -> Iterator[http.server.ThreadingHTTPServer]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.repositories, server.created, server.url = {}, [], f"http://127.0.0.1:{server.server_port}"
+    server.repositories, server.private, server.created = {}, set(), []
+    server.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield server

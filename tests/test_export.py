@@ -280,6 +280,19 @@ def test_published_files_are_fetched_by_name(files, tmp_path, monkeypatch):
             gpt_hub.from_pretrained("c2i_B_255.pt")
 
 
+@pytest.mark.parametrize("name", ["./gpt", "runs/gpt.pt", "/nowhere/at/all", "a/b/c"])
+def test_a_mistyped_path_is_not_asked_of_the_hub(name):
+    with pytest.raises(ValueError, match=f"{re.escape(name)}: there is no such file or folder"):
+        gpt_hub.from_pretrained(name, "cpu")
+
+
+def test_an_average_that_is_not_there_is_not_replaced(tmp_path):
+    files = write_files(tmp_path)
+    for hub, name in ((gpt_hub, "gpt.pt"), (vq_hub, "vq.pt")):
+        with pytest.raises(ValueError, match=rf"--use-ema: .*{name} holds no moving average"):
+            hub.from_pretrained(files / name, "cpu", use_ema=True)
+
+
 def test_what_the_hub_refuses_is_said_with_the_remedy(files, tmp_path, monkeypatch):
     with connected(tmp_path) as server:
         with pytest.raises(ValueError, match="me/none: neither a path of this machine nor a repository .*HF_TOKEN"):
@@ -288,6 +301,10 @@ def test_what_the_hub_refuses_is_said_with_the_remedy(files, tmp_path, monkeypat
         with pytest.raises(ValueError, match=r"me/text: the repository at .* has no model\.safetensors"):
             vq_hub.from_pretrained("me/text")
         vq = vq_hub.from_pretrained(files / "vq.pt", "cpu")
+        server.repositories["me/public"] = {}
+        with pytest.raises(ValueError, match="me/public: is there already, and public; nothing was sent"):
+            vq_hub.push_to_hub(vq, "me/public", private=True)
+        assert server.repositories["me/public"] == {}
         with pytest.raises(ValueError, match="me/a b: not the name of a repository; give USER/NAME"):
             vq_hub.push_to_hub(vq, "me/a b")
         monkeypatch.setenv("HF_TOKEN", "hf_wrong")

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from engine.checkpoint import read_weights, state_of
+from engine.checkpoint import read_average, state_of
 from engine.distributed import pick_device, pick_precision
 from engine.hub import fetch, model_card, told, upload, write_folder
 from tokenizer.tokenizer_image.vq_load import Tokenizer, identity, tokenizer_from
@@ -15,7 +15,7 @@ def from_pretrained(name: str | Path, device: str = "auto", precision: str = "no
     """A tokenizer in eval mode, from a file or folder, a published file's name such as vq_ds16_c2i.pt, or a repository
     USER/NAME. precision: none (float32), bf16, fp16 or auto; the codebook stays float32."""
     place = pick_device(device)
-    weights = read_weights(fetch(name), ("ema",) if use_ema else (), "from_pretrained")
+    weights = read_average(fetch(name), use_ema, "from_pretrained")
     options = TokenizerOptions(vq_ckpt=str(weights.path))
     return tokenizer_from(weights, options, place, pick_precision(precision, place))
 
