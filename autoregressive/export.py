@@ -11,7 +11,7 @@ from engine.checkpoint import Weights, read_average, save_safetensors, state_of,
 from engine.distributed import PRECISIONS
 from engine.hub import push
 from tokenizer.tokenizer_image import vq_hub
-from tokenizer.tokenizer_image.vq_load import Tokenizer, tokenizer_from
+from tokenizer.tokenizer_image.vq_load import Tokenizer, tokenizer_from, without_usage
 from tokenizer.tokenizer_image.vq_options import TokenizerOptions
 
 
@@ -30,7 +30,7 @@ def export(options: Export) -> None:
     if options.format == "hub":
         hub.save_pretrained(loaded, output, options.push_to_hub, options.license)
     elif options.format == "safetensors":
-        save_safetensors(output, state, hub.meta_of(loaded))
+        save_safetensors(output, without_usage(state), hub.meta_of(loaded))
     else:
         content = state if options.format == "bare" else {"model": state, "meta": hub.meta_of(loaded)}
         write_atomic(output, lambda file: torch.save(content, file))

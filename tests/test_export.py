@@ -21,13 +21,14 @@ from autoregressive.export_options import Export
 from autoregressive.models.generate import Sampling
 from autoregressive.models.gpt import build_gpt
 from autoregressive.sample.pipeline import load_pipeline
-from engine.checkpoint import checksum, read_weights, save_safetensors
+from engine.checkpoint import read_weights, save_safetensors
 from engine.config import parse
 from engine.distributed import Context
 from engine.hub import C2I
 from engine.sharded_checkpoint import ShardedWriter
 from engine.state import read_state
 from tokenizer.tokenizer_image import vq_hub
+from tokenizer.tokenizer_image.vq_load import USAGE, identity, without_usage
 from tokenizer.tokenizer_image.vq_model import VQ_models
 
 SAMPLING = Sampling(cfg_scale=2.0, top_k=100)
@@ -65,7 +66,7 @@ def expected(files) -> Tensor:
 
 
 def weights_in(path: Path, entry: str = "model") -> str:
-    return checksum(read_weights(path, (entry,)).state)
+    return identity(read_weights(path, (entry,)).state)
 
 
 # ---- formats
@@ -77,6 +78,8 @@ def test_every_format_holds_the_same_weights_and_draws_the_same_codes(form, file
            for name in ("gpt", "vq")}  # fmt: skip
     for name, path in out.items():
         assert weights_in(path) == weights_in(files / f"{name}.pt")
+        usage = (name, form) in (("vq", "pt"), ("vq", "bare"))  # which published programs want
+        assert (USAGE in read_weights(path).state) == usage
         size = sum(file.stat().st_size for file in path.rglob("*")) if path.is_dir() else path.stat().st_size
         held = sum(value.nbytes for value in read_weights(path).state.values())
         assert held <= size < 1.2 * held, "the weights and nothing else"
@@ -127,7 +130,7 @@ def test_weights_are_rounded_and_the_pair_still_fits(precision, dtype, files, tm
         assert torch.equal(value, before[name].to(value.dtype))
     assert len(codes(gpt, vq)) == 2, "the rounded tokenizer is the one that the GPT was trained with"
     whole = written(vq, tmp_path / "vq.pt", precision="fp32")
-    assert {value.dtype for value in read_weights(whole).state.values()} == {torch.float32}
+    assert {value.dtype for value in without_usage(read_weights(whole).state).values()} == {torch.float32}
     assert len(codes(files / "gpt.pt", whole)) == 2
 
 
@@ -185,7 +188,7 @@ def test_a_published_tokenizer_is_recognised(name, tmp_path):
     torch.save({"model": model.state_dict()}, tmp_path / "vq.pt")
     meta = read_weights(written(tmp_path / "vq.pt", tmp_path / "out.pt")).meta
     assert (meta["model"], meta["config"]["codebook_size"]) == (name, 64)
-    assert checksum(vq_hub.from_pretrained(tmp_path / "vq.pt", "cpu").model.state_dict()) == weights_in(
+    assert identity(vq_hub.from_pretrained(tmp_path / "vq.pt", "cpu").model.state_dict()) == weights_in(
         tmp_path / "out.pt")  # fmt: skip
 
 
@@ -203,8 +206,8 @@ def folders(files, tmp_path_factory) -> Path:
 
 def test_from_pretrained_gives_the_model_and_its_papers(files, folders):
     gpt, vq = gpt_hub.from_pretrained(folders / "gpt", "cpu", "none"), vq_hub.from_pretrained(folders / "vq", "cpu")
-    assert checksum(gpt.model.state_dict()) == weights_in(files / "gpt.pt")
-    assert checksum(vq.model.state_dict()) == weights_in(files / "vq.pt")
+    assert identity(gpt.model.state_dict()) == weights_in(files / "gpt.pt")
+    assert identity(vq.model.state_dict()) == weights_in(files / "vq.pt")
     assert (gpt.name, gpt.image_size, gpt.downsample, gpt.class_names) == ("GPT-1M", 16, 4, NAMES)
     assert (vq.name, vq.image_size, vq.checksum) == ("VQ-4-tiny", 16, gpt.tokenizer["checksum"])
     assert gpt.trained == vq.trained == {"steps": 30, "epochs": 6.0}
@@ -214,7 +217,7 @@ def test_from_pretrained_gives_the_model_and_its_papers(files, folders):
 
 def test_a_training_run_takes_a_folder_of_the_hub_for_weights_alone(folders, files):
     state = read_state(folders / "gpt", "--gpt-ckpt")
-    assert checksum(state["model"]) == weights_in(files / "gpt.pt") and "optimizer" not in state
+    assert identity(state["model"]) == weights_in(files / "gpt.pt") and "optimizer" not in state
 
 
 def code_of(card: str, language: str) -> str:
@@ -245,7 +248,7 @@ def test_a_text_conditional_gpt_goes_there_and_back(tmp_path):
     write_gpt(tmp_path / "gpt.pt", TEXT_GPT, encoder={"name": "tiny", "checksum": "abc"})
     gpt = gpt_hub.from_pretrained(written(tmp_path / "gpt.pt", tmp_path / "out"), "cpu", "none")
     assert (gpt.model.config.model_type, gpt.encoder["name"]) == ("t2i", "tiny")
-    assert checksum(gpt.model.state_dict()) == weights_in(tmp_path / "gpt.pt")
+    assert identity(gpt.model.state_dict()) == weights_in(tmp_path / "gpt.pt")
     card = (tmp_path / "out/README.md").read_text()
     assert 'pipeline_tag: "text-to-image"' in card and "tiny, checksum abc" in card
     compile(code_of(card, "python"), "card", "exec")
@@ -264,9 +267,9 @@ def test_what_is_pushed_is_what_comes_back(files, tmp_path):
         assert set(server.repositories["me/gpt"]) == {"README.md", "config.json", "model.safetensors"}
         assert b'license: "cc-by-4.0"' in server.repositories["me/gpt"]["README.md"]
         back, other = gpt_hub.from_pretrained("me/gpt", "cpu", "none"), vq_hub.from_pretrained("me/vq", "cpu")
-    assert checksum(back.model.state_dict()) == checksum(gpt.model.state_dict())
+    assert identity(back.model.state_dict()) == identity(gpt.model.state_dict())
     assert replace(back, model=gpt.model) == gpt
-    assert checksum(other.model.state_dict()) == weights_in(files / "vq.pt", "ema")
+    assert identity(other.model.state_dict()) == weights_in(files / "vq.pt", "ema")
 
 
 def test_published_files_are_fetched_by_name(files, tmp_path, monkeypatch):

@@ -135,27 +135,36 @@ def decode_codes(
     valid: Tensor | None = None,
     on_code: Callable[[int, Tensor], None] | None = None,
     negative: tuple[Tensor, Tensor] | None = None,
+    known: Tensor | None = None,
 ) -> Tensor:
     """The decode loop: codes int64 [B, N] for conditions cond ([B] labels, or [B, P, caption_dim] features).
 
     pictures int64 [B]: each picture's number in the run, which with `seed` fixes its noise. valid bool [B, P]: caption
     rows that hold a token. on_code(i, out) is called when code i of `out` [B, N] has been chosen; it may raise to stop.
     negative: captions and valid, shaped like those, that guidance leads away from; None: 'no caption' (or class).
+    known int64 [B, k]: codes 0 to k - 1, which stay as they are; the rest is drawn as it would be after them anyway.
     """
     model, batch = runner.model, len(cond)
+    first = 0 if known is None else known.shape[1]
+    if first >= codes:
+        raise ValueError(f"{first} of {codes} codes are known: nothing is left to be sampled")
     guided = sampling.guided_codes(codes)
+    guided = guided if guided > first else 0  # known codes need no second branch
     if guided:
         other, other_valid = negative or (model.null_condition(cond), valid)
         cond = torch.cat([cond, other])
         valid = None if valid is None else torch.cat([valid, other_valid])
+        known = None if known is None else known.repeat(2, 1)
     if valid is not None:
         cond, valid = trimmed(cond, valid)
     vocabulary = torch.arange(model.config.vocab_size, dtype=torch.int32, device=cond.device)
     pictures = pictures.to(cond.device)
     out = torch.zeros(batch, codes, dtype=torch.int64, device=cond.device)
+    if known is not None:
+        out[:, :first] = known[:batch]
     try:
-        logits = runner.start(cond, codes, valid).float()
-        for i in range(codes):
+        logits = runner.start(cond, codes, valid, known).float()
+        for i in range(first, codes):
             if i < guided:
                 logits = guide(logits, sampling.scale(i, codes))
             code = choose(logits, sampling, lambda i=i: gumbel_noise(seed, pictures, i, vocabulary))

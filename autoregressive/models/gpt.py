@@ -327,12 +327,16 @@ class Transformer(nn.Module):
         logits = self.output(h)  # [B, n, C]
         return logits, None if targets is None else code_loss(logits, targets, valid)
 
-    def prefill(self, cond_idx: Tensor, cache: KVCache, mask: Tensor | None = None) -> Tensor:
-        """Fill the cache with the condition; logits [B, C] of code 0. mask bool [B, 1, P, P]; None: causal."""
+    def prefill(self, cond_idx: Tensor, cache: KVCache, mask: Tensor | None = None, idx: Tensor | None = None
+                ) -> Tensor:  # fmt: skip
+        """Fill the cache with the condition and the codes that are known, idx [B, k] (None: none); logits [B, C] of
+        code k. mask bool [B, 1, P + k, P + k]; None: causal."""
         h = self.cls_embedding(cond_idx, drop=None)  # [B, P, D]
+        left_out = self.config.cls_token_num - h.shape[1]
+        if idx is not None:
+            h = torch.cat([h, self.tok_embeddings(idx)], dim=1)  # [B, P + k, D]
         slots = torch.arange(h.shape[1], device=h.device)
-        # All condition positions have the same angles: none.
-        return self._cached(h, cache.view(length=h.shape[1]), slots, slots, mask, causal=mask is None)
+        return self._cached(h, cache.view(length=h.shape[1]), slots + left_out, slots, mask, causal=mask is None)
 
     def decode_one(
         self, codes: Tensor, position: Tensor, slot: Tensor, cache: KVCache, mask: Tensor | None = None

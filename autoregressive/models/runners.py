@@ -1,7 +1,8 @@
 """The ways to run one step of a GPT. A runner owns its key/value cache and everything else that lives between steps.
 
-`start` takes a batch of conditions and returns the logits of code 0; `step` takes the codes just chosen and returns the
-logits of the next; `keep` goes on with the first rows alone. The decode loop in generate.py knows nothing else.
+`start` takes a batch of conditions and the codes that are known, and returns the logits of the code after them; `step`
+takes the codes just chosen and returns the logits of the next; `keep` goes on with the first rows alone. The decode
+loop in generate.py knows nothing else.
 
 Axes: B batch (guided: 2 x pictures, conditioned rows first), P condition positions, T all positions, C vocabulary.
 """
@@ -21,19 +22,20 @@ class EagerRunner:
         self.cache: KVCache | None = None
         self.keys: Tensor | None = None  # which cached positions may be attended to, bool [B, 1, 1, T]; None: all
 
-    def start(self, cond: Tensor, codes: int, valid: Tensor | None = None) -> Tensor:
-        """Logits [B, C] of code 0. `codes`: how many will be decoded. valid bool [B, P]: rows that hold a token."""
+    def start(self, cond: Tensor, codes: int, valid: Tensor | None = None, known: Tensor | None = None) -> Tensor:
+        """Logits [B, C] of the first code that is not known. `codes`: how many a picture gets in all. valid bool
+        [B, P]: rows that hold a token. known int64 [B, k], k < codes: codes 0 to k - 1; None: none."""
         args, prefix = self.model.config, 1 if cond.ndim == 1 else cond.shape[1]
         if not 1 <= codes <= args.block_size:
             raise ValueError(f"cannot decode {codes} codes: this GPT was built for 1 to {args.block_size} a picture")
         weight = self.model.output.weight
         length = prefix + codes - 1  # the last code is never fed back
         self.cache = self.allocate(len(cond), length, weight.device, weight.dtype)
-        self.filled, self.left_out = prefix, args.cls_token_num - prefix
+        self.filled, self.left_out = prefix + (0 if known is None else known.shape[1]), args.cls_token_num - prefix
         self.numbers = torch.arange(length + self.left_out, device=weight.device)
         self.keys = None if valid is None else key_mask(valid, length)
-        mask = None if valid is None else sequence_mask(valid, prefix)
-        return self.model.prefill(cond, self.cache, mask)
+        mask = None if valid is None else sequence_mask(valid, self.filled)
+        return self.model.prefill(cond, self.cache, mask, known)
 
     def allocate(self, batch: int, length: int, device, dtype) -> KVCache:
         return KVCache.zeros(self.model.config, batch, length, device, dtype)

@@ -8,10 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from autoregressive.options import SamplingOptions
 from autoregressive.sample.options import PromptGridOptions, SampleC2I, SampleT2I, SheetOptions
 from autoregressive.sample.pipeline import Pipeline, load_pipeline, load_text_pipeline, sampling_from
+from dataset.images import read_rgb
 from dataset.text import read_prompts
 from evaluations.images import make_folder, save_grid, save_png
 
@@ -23,7 +25,7 @@ def sample_grid(options: SampleC2I) -> None:
     """Pictures of classes."""
     grid = options.grid
     check_places(grid)
-    began = time.perf_counter()
+    prefix, began = read_prefix(grid), time.perf_counter()
     pipeline = load_pipeline(options.gpt, options.tokenizer, options.machine)
     labels = pipeline.labels(repeated(grid.labels or default_classes(pipeline), grid.num_images))
     names = [pipeline.class_names[i] for i in labels.tolist()]
@@ -31,7 +33,7 @@ def sample_grid(options: SampleC2I) -> None:
     def conditions(first: int, last: int) -> dict:
         return {"cond": labels[first:last]}
 
-    write_grid(pipeline, conditions, "class", names, options.sampling, grid, began)
+    write_grid(pipeline, conditions, "class", names, options.sampling, grid, prefix, began)
 
 
 def sample_prompts(options: SampleT2I) -> None:
@@ -39,31 +41,45 @@ def sample_prompts(options: SampleT2I) -> None:
     grid, prompt = options.grid, options.prompt
     check_places(grid)
     texts = repeated(prompts_of(grid), grid.num_images)
-    began = time.perf_counter()
+    prefix, began = read_prefix(grid), time.perf_counter()
     pipeline = load_text_pipeline(options.gpt, options.tokenizer, options.encoder, options.machine)
 
     def conditions(first: int, last: int) -> dict:
         return pipeline.captions(texts[first:last], prompt.negative_prompt, prompt.left_padding)
 
-    write_grid(pipeline, conditions, "prompt", texts, options.sampling, grid, began)
+    write_grid(pipeline, conditions, "prompt", texts, options.sampling, grid, prefix, began)
 
 
-def write_grid(pipeline: Pipeline, conditions: Callable[[int, int], dict], what: str, names: list[str],
-               chosen: SamplingOptions, grid: SheetOptions, began: float) -> None:  # fmt: skip
-    """conditions(first, last): arguments of Pipeline.codes for these pictures; `names` of `what` go into the files."""
+def write_grid(
+    pipeline: Pipeline,
+    conditions: Callable[[int, int], dict],
+    what: str,
+    names: list[str],
+    chosen: SamplingOptions,
+    grid: SheetOptions,
+    prefix: Image.Image | None,
+    began: float,
+) -> None:
+    """conditions(first, last): arguments of Pipeline.codes for these pictures; `names` of `what` go into the files.
+    prefix: a picture that all complete."""
     count, loaded, codes = len(names), now(pipeline.device), []
     sampling = sampling_from(chosen)
+    known, settings = None, {"seed": grid.seed, **asdict(chosen)}
+    if prefix is not None:
+        known = pipeline.top_codes(prefix, grid.keep_rows, grid.keep_columns)
+        settings |= {"completed": Path(grid.prefix_image).name, "kept_codes": len(known)}
     for first in range(0, count, grid.batch_size):
         pictures = torch.arange(first, min(first + grid.batch_size, count))
         given = conditions(first, first + len(pictures))
-        codes.append(pipeline.codes(sampling=sampling, seed=grid.seed, pictures=pictures, progress=True, **given))
+        codes.append(pipeline.codes(sampling=sampling, seed=grid.seed, pictures=pictures, progress=True, known=known,
+                                    **given))  # fmt: skip
     codes = torch.cat(codes)
     sampled = now(pipeline.device)
     images = pipeline.to_pictures(codes)
     decoded = now(pipeline.device)
-    print(f"loading {loaded - began:.2f} s; {codes.numel()} codes in {sampled - loaded:.2f} s "
-          f"({codes.numel() / (sampled - loaded):.0f} codes/s); decoding {decoded - sampled:.2f} s")  # fmt: skip
-    settings = {"seed": grid.seed, **asdict(chosen)}
+    drawn = codes.numel() - (0 if known is None else count * len(known))
+    print(f"loading {loaded - began:.2f} s; {drawn} codes in {sampled - loaded:.2f} s "
+          f"({drawn / (sampled - loaded):.0f} codes/s); decoding {decoded - sampled:.2f} s")  # fmt: skip
     plural = {"class": "classes"}.get(what, f"{what}s")
     save_grid(grid.output, images, grid.per_row, {"settings": json.dumps({plural: names, **settings})})
     if grid.single_dir is not None:
@@ -77,6 +93,15 @@ def check_places(grid: SheetOptions) -> None:
     make_folder(Path(grid.output).parent, "--output")
     if grid.single_dir is not None:
         make_folder(grid.single_dir, "--single-dir")
+
+
+def read_prefix(grid: SheetOptions) -> Image.Image | None:
+    if grid.prefix_image is None:
+        return None
+    try:
+        return read_rgb(grid.prefix_image)
+    except ValueError as error:
+        raise ValueError(f"--prefix-image {error}") from error
 
 
 def repeated(values: list, count: int | None) -> list:

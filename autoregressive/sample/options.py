@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from autoregressive.options import EncoderOptions, GPTOptions, MachineOptions, SamplingOptions
+from engine.config import Auto
 from engine.options import at_least
 from tokenizer.tokenizer_image.vq_options import TokenizerOptions
 
@@ -23,9 +24,18 @@ class SheetOptions:
     """The grid, a .png file."""
     single_dir: str | None = None
     """Write each picture as a PNG of its own into this folder, too."""
+    prefix_image: str | None = None
+    """Complete this picture: the codes of its top are kept, and the rest is sampled."""
+    keep_rows: int | Auto = "auto"
+    """Rows of codes of --prefix-image that are kept; auto: the upper half."""
+    keep_columns: int = 0
+    """Codes that are kept of the row after those."""
 
     def __post_init__(self):
         at_least(self, 1, "num_images", "per_row", "batch_size")
+        at_least(self, 0, "keep_rows", "keep_columns")
+        if self.prefix_image is None and (self.keep_rows != "auto" or self.keep_columns):
+            raise ValueError("--keep-rows and --keep-columns: of which picture? Give --prefix-image")
         if not self.output.lower().endswith(".png"):
             raise ValueError(f"--output {self.output}: must end in .png")
 

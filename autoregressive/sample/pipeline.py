@@ -13,6 +13,7 @@ from math import isqrt
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -21,7 +22,9 @@ from autoregressive.load import GPT, load_gpt
 from autoregressive.models.generate import Sampling, decode_codes
 from autoregressive.models.runners import EagerRunner, make_runner
 from autoregressive.options import EncoderOptions, GPTOptions, MachineOptions, SamplingOptions
+from dataset.augmentation import center_crop_arr, to_tensor
 from dataset.classes import class_names_for, find_label
+from engine.config import Auto
 from engine.distributed import pick_device, pick_precision
 from evaluations.images import to_bytes
 from language.padding import pad_left, pad_right
@@ -95,23 +98,46 @@ class Pipeline:
         on_row: OnRow | None = None,
         progress: bool = False,
         negative: tuple[Tensor, Tensor] | None = None,
+        known: Tensor | None = None,
     ) -> Tensor:
         """Sample codes int64 [B, N] for labels int64 [B] or caption features [B, P, caption_dim] and valid bool [B, P].
 
         pictures int64 [B]: the pictures' numbers in the run (default 0..B-1); with `seed` they fix the noise, so that a
         picture does not depend on its batch. on_row(r, codes) is called when row r of all pictures is there. negative:
-        features and valid, shaped like those, that guidance leads away from.
+        features and valid, shaped like those, that guidance leads away from. known int64 [k]: the first codes of all
+        pictures, as top_codes() gives them, which are kept.
         """
         n = self.grid**2
         pictures = torch.arange(len(cond)) if pictures is None else pictures
-        with tqdm(total=n, unit="code", disable=None if progress else True, leave=False) as bar:
+        given = 0 if known is None else len(known)
+        known = None if known is None else known.to(self.device).expand(len(cond), -1)
+        with tqdm(total=n - given, unit="code", disable=None if progress else True, leave=False) as bar:
 
             def on_code(i: int, out: Tensor) -> None:
                 bar.update()
                 if on_row is not None and (i + 1) % self.grid == 0:
                     on_row(i // self.grid, out)
 
-            return decode_codes(self.runner, cond, n, sampling, seed, pictures, valid, on_code, negative)
+            return decode_codes(self.runner, cond, n, sampling, seed, pictures, valid, on_code, negative, known)
+
+    @torch.inference_mode()
+    def encode(self, picture: Image.Image) -> Tensor:
+        """Codes int64 [N] of an RGB picture, cropped at its centre and scaled to the side that the GPT draws."""
+        pixels = torch.from_numpy(to_tensor(center_crop_arr(picture, self.gpt.image_size)))[None]  # [1, 3, H, W]
+        return self.tokenizer.model.encode_codes(pixels.to(self.device)).flatten()
+
+    def top_codes(self, picture: Image.Image, rows: int | Auto = "auto", columns: int = 0) -> Tensor:
+        """The codes of a picture that its completion keeps, int64 [k]: those of its first `rows` rows (auto: half of
+        them) and of the first `columns` columns of the next row. Codes stand in raster order, so what is kept always
+        ends there, and the rest is sampled to the right and below."""
+        grid = self.grid
+        rows = grid // 2 if rows == "auto" else rows
+        if not 0 <= rows < grid:
+            raise ValueError(f"--keep-rows {rows}: a picture has {grid} rows of codes; keep 0 to {grid - 1}")
+        if not 0 <= columns < grid or rows + columns == 0:
+            raise ValueError(f"--keep-columns {columns}: of the row that follows the {rows} kept ones, "
+                             f"{'0' if rows else '1'} to {grid - 1} of its {grid} codes can be kept")  # fmt: skip
+        return self.encode(picture)[: rows * grid + columns]
 
     @torch.inference_mode()
     def decode(self, codes: Tensor, batch: int = 8) -> Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 from engine.checkpoint import read_average, state_of
 from engine.distributed import pick_device, pick_precision
 from engine.hub import fetch, model_card, told, upload, write_folder
-from tokenizer.tokenizer_image.vq_load import Tokenizer, identity, tokenizer_from
+from tokenizer.tokenizer_image.vq_load import Tokenizer, identity, tokenizer_from, without_usage
 from tokenizer.tokenizer_image.vq_options import TokenizerOptions
 
 
@@ -28,7 +28,7 @@ def push_to_hub(tokenizer: Tokenizer, repo: str, private: bool = False, license:
 def save_pretrained(tokenizer: Tokenizer, folder: str | Path, repo: str | None = None, license: str = "mit") -> None:
     """Write a folder that from_pretrained() and --vq-ckpt take. repo: how its model card calls it."""
     card = card_of(tokenizer, repo or f"USER/{Path(folder).name}", license)
-    write_folder(folder, state_of(tokenizer.model), meta_of(tokenizer), card, "--output")
+    write_folder(folder, without_usage(state_of(tokenizer.model)), meta_of(tokenizer), card, "--output")
 
 
 def meta_of(tokenizer: Tokenizer) -> dict:

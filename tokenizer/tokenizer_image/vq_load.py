@@ -1,14 +1,16 @@
 """A tokenizer from options and weight files, with all that the file says about it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from engine.checkpoint import Weights, checksum, load_strict, read_weights
-from tokenizer.tokenizer_image.vq_model import VQ_CONFIGS, VQ_models, VQConfig, VQModel
+from tokenizer.tokenizer_image.vq_model import USAGE_WINDOW, VQ_CONFIGS, VQ_models, VQConfig, VQModel
 from tokenizer.tokenizer_image.vq_options import TokenizerOptions
+
+USAGE = "quantize.codebook_used"  # statistics that training keeps beside the weights; 0.25 MB that some files leave out
 
 
 @dataclass
@@ -23,9 +25,18 @@ class Tokenizer:
     trained: dict = field(default_factory=dict)  # "steps" and "epochs" of its training, where the file tells
 
 
+def without_usage(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if name != USAGE}
+
+
 def identity(state: dict[str, Tensor]) -> str:
-    """Which tokenizer it is: a checksum of the weights without the usage statistics that training keeps beside them."""
-    return checksum({name: value for name, value in state.items() if name != "quantize.codebook_used"})
+    """Which tokenizer it is: a checksum of the weights."""
+    return checksum(without_usage(state))
+
+
+def with_usage(weights: Weights) -> Weights:
+    """Usage begins anew where the file holds none."""
+    return replace(weights, state={USAGE: torch.zeros(USAGE_WINDOW, dtype=torch.int32), **weights.state})
 
 
 def recognise(state: dict[str, Tensor]) -> str | None:
@@ -84,6 +95,7 @@ def load_tokenizer(
 def tokenizer_from(weights: Weights, options: TokenizerOptions, device: torch.device,
                    dtype: torch.dtype | None) -> Tokenizer:  # fmt: skip
     """The same of weights that have been read. dtype None: in the file's precision."""
+    weights = with_usage(weights)
     name, config = config_for(options, weights)
     with torch.device("meta"):
         model = VQModel(config)

@@ -26,7 +26,7 @@ from engine.trainer import Phase, Trainer
 from evaluations.images import save_grid, to_bytes
 from tokenizer.tokenizer_image.discriminator import build_discriminator
 from tokenizer.tokenizer_image.perceptual import build_perceptual
-from tokenizer.tokenizer_image.vq_load import config_for
+from tokenizer.tokenizer_image.vq_load import config_for, with_usage
 from tokenizer.tokenizer_image.vq_loss import DiscriminatorLoss, GeneratorLoss, adaptive_weight
 from tokenizer.tokenizer_image.vq_model import VQModel
 from tokenizer.tokenizer_image.vq_options import LossConfig, TrainTokenizer
@@ -123,7 +123,7 @@ def train_tokenizer(options: TrainTokenizer) -> None:
     feed = Feed(images, optim.global_batch_size, optim.global_seed, context.rank, context.world, data.num_workers)
 
     path = options.tokenizer.vq_ckpt
-    weights = read_weights(path, flag="--vq-ckpt") if path else None
+    weights = with_usage(read_weights(path, flag="--vq-ckpt")) if path else None
     overrides = {name: getattr(training, name)
                  for name in ("codebook_l2_norm", "commit_loss_beta", "entropy_loss_ratio", "dropout_p")}  # fmt: skip
     name, config = config_for(options.tokenizer, weights, **overrides)
