@@ -29,6 +29,8 @@ options() {
     fi
 }
 
+on_gpu() { python3 -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; }
+
 absolute() { case $1 in /*) echo "$1" ;; *) echo "$from/$1" ;; esac }
 
 stage() { printf '\n== %s (%d s)\n' "$*" "$SECONDS"; }

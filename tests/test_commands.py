@@ -21,6 +21,7 @@ PUBLISHED = json.loads((ROOT / "tests/golden/command_flags.json").read_text())
 
 # Every command of the project; a new one is added here. Published ones are checked against their flags.
 COMMANDS = [
+    "app.py",
     "benchmarks/codes.py",
     "benchmarks/evaluation.py",
     "benchmarks/kills.py",

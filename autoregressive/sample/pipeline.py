@@ -32,7 +32,7 @@ from language.t5 import MAX_LENGTH, TextEncoder
 from tokenizer.tokenizer_image.vq_load import Tokenizer, load_tokenizer
 from tokenizer.tokenizer_image.vq_options import TokenizerOptions
 
-OnRow = Callable[[int, Tensor], None]
+OnCode = Callable[[int, Tensor], None]
 
 
 @dataclass
@@ -95,7 +95,7 @@ class Pipeline:
         seed: int = 0,
         pictures: Tensor | None = None,
         valid: Tensor | None = None,
-        on_row: OnRow | None = None,
+        on_code: OnCode | None = None,
         progress: bool = False,
         negative: tuple[Tensor, Tensor] | None = None,
         known: Tensor | None = None,
@@ -103,9 +103,9 @@ class Pipeline:
         """Sample codes int64 [B, N] for labels int64 [B] or caption features [B, P, caption_dim] and valid bool [B, P].
 
         pictures int64 [B]: the pictures' numbers in the run (default 0..B-1); with `seed` they fix the noise, so that a
-        picture does not depend on its batch. on_row(r, codes) is called when row r of all pictures is there. negative:
-        features and valid, shaped like those, that guidance leads away from. known int64 [k]: the first codes of all
-        pictures, as top_codes() gives them, which are kept.
+        picture does not depend on its batch. on_code(i, codes) is called when code i of all pictures is there; it may
+        raise to stop. negative: features and valid, shaped like those, that guidance leads away from. known int64 [k]:
+        the first codes of all pictures, as top_codes() gives them, which are kept.
         """
         n = self.grid**2
         pictures = torch.arange(len(cond)) if pictures is None else pictures
@@ -113,12 +113,12 @@ class Pipeline:
         known = None if known is None else known.to(self.device).expand(len(cond), -1)
         with tqdm(total=n - given, unit="code", disable=None if progress else True, leave=False) as bar:
 
-            def on_code(i: int, out: Tensor) -> None:
+            def each(i: int, out: Tensor) -> None:
                 bar.update()
-                if on_row is not None and (i + 1) % self.grid == 0:
-                    on_row(i // self.grid, out)
+                if on_code is not None:
+                    on_code(i, out)
 
-            return decode_codes(self.runner, cond, n, sampling, seed, pictures, valid, on_code, negative, known)
+            return decode_codes(self.runner, cond, n, sampling, seed, pictures, valid, each, negative, known)
 
     @torch.inference_mode()
     def encode(self, picture: Image.Image) -> Tensor:

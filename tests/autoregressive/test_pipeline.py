@@ -186,13 +186,13 @@ def test_classes_are_found_by_number_and_name(files):
 # ---- sampling
 
 
-def test_rows_are_reported_as_they_are_finished(files):
+def test_codes_are_reported_as_they_are_chosen(files):
     pipeline = load_pipeline(*options(files), MACHINE)
     seen = []
-    codes = pipeline.codes(pipeline.labels([1, 2]), SAMPLING, on_row=lambda row, out: seen.append((row, out.clone())))
-    assert [row for row, _ in seen] == [0, 1, 2, 3]
-    for row, out in seen:
-        assert torch.equal(out[:, : 4 * (row + 1)], codes[:, : 4 * (row + 1)])
+    codes = pipeline.codes(pipeline.labels([1, 2]), SAMPLING, on_code=lambda i, out: seen.append((i, out.clone())))
+    assert [i for i, _ in seen] == list(range(16))
+    for i, out in seen:
+        assert torch.equal(out[:, : i + 1], codes[:, : i + 1])
 
 
 def test_a_grid_and_single_files_are_written(files, expected, tmp_path, capsys):

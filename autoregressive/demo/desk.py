@@ -1,0 +1,208 @@
+"""A place on the page where something is drawn: its settings, its buttons, its pictures, and what a click does.
+
+Nothing that comes from a browser is trusted: numbers are checked against their bounds, whatever the controls allow.
+What is wrong is said on the page, and the server goes on.
+"""
+
+import json
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from html import escape
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import gradio as gr
+import numpy as np
+from torch import Tensor
+
+from autoregressive.demo.pictures import lay_out, resized
+from autoregressive.demo.serve import Model
+from autoregressive.demo.settings import SEEDS, Settings, read_settings
+from autoregressive.demo.studio import Frame, Jobs
+from autoregressive.models.generate import SCHEDULES
+from autoregressive.sample.pipeline import Pipeline
+from evaluations.images import save_png
+
+FIRST = ("count", "seed")  # the rest is folded away
+
+
+@dataclass
+class Plan:
+    """What one click draws: picture i shows names[i]."""
+
+    names: list[str]
+    conditions: Callable[[Pipeline], dict]
+    papers: dict  # of all pictures, for their metadata
+    known: Callable[[Pipeline], Tensor] | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A picture that was drawn in this session."""
+
+    picture: np.ndarray  # uint8 [S, S, 3], as the model draws it
+    papers: dict
+
+
+@contextmanager
+def said() -> Iterator[None]:
+    """A ValueError becomes a message on the page."""
+    try:
+        yield
+    except ValueError as error:
+        raise gr.Error(escape(str(error), quote=False), print_exception=False, title="That does not work") from error
+
+
+def visitor(request: gr.Request) -> str:
+    return request.session_hash or f"anonymous-{secrets.token_hex(8)}"
+
+
+class Controls:
+    """The settings of a model, as sliders and menus; `named` has them by the name of their field."""
+
+    def __init__(self, model: Model):
+        self.model, begins = model, asdict(model.begins)
+        self.named: dict[str, gr.components.Component] = {}
+        self._number("count", begins)
+        with gr.Row(equal_height=True):
+            self.named["seed"] = gr.Number(begins["seed"], label="Seed", precision=0, minimum=0, maximum=SEEDS,
+                                           min_width=140)  # fmt: skip
+            dice = gr.Button("⚄ New seed", min_width=140)
+        with gr.Accordion("Sampling settings", open=False):
+            for name in ("cfg_scale", "temperature", "top_k", "top_p"):
+                self._number(name, begins)
+            self.named["cfg_schedule"] = gr.Dropdown(list(SCHEDULES), value=begins["cfg_schedule"],
+                                                     label="Guidance schedule")  # fmt: skip
+            for name in ("cfg_power", "cfg_interval"):
+                self._number(name, begins)
+            sizes = [(f"{size} px" + " (the model's)" * (size == model.pipeline.gpt.image_size), size)
+                     for size in sorted(model.sizes)]  # fmt: skip
+            self.named["size"] = gr.Dropdown(sizes, value=begins["size"], label="Size",
+                                             info="Larger ones are enlarged, not drawn finer")  # fmt: skip
+        dice.click(lambda: secrets.randbelow(2**31), outputs=self.named["seed"], api_visibility="private")
+
+    def _number(self, name: str, begins: dict) -> None:
+        bound = self.model.bounds[name]
+        self.named[name] = gr.Slider(bound.low, bound.high, begins[name], step=bound.step, label=bound.label,
+                                     info=bound.info or None)  # fmt: skip
+
+    def settings(self, data: dict) -> Settings:
+        return self.checked({name: data[control] for name, control in self.named.items()})
+
+    def checked(self, values: dict) -> Settings:
+        return Settings.checked(values, self.model.bounds, self.model.sizes)
+
+
+@dataclass
+class Desk:
+    """Call inside the tab: first `controls`, then what is particular to it, then wire()."""
+
+    place: str  # its name among the visitor's jobs
+    jobs: Jobs
+    model: Model
+    drawn: gr.State = field(default_factory=lambda: gr.State([]))
+    chosen: gr.State = field(default_factory=lambda: gr.State(0))
+
+    def buttons(self, draw: str) -> None:
+        with gr.Row():
+            self.draw_button = gr.Button(draw, variant="primary", min_width=100)
+            self.stop_button = gr.Button("Stop", variant="stop", min_width=100)
+
+    def results(self) -> None:
+        self.bar = gr.HTML(elem_classes="bar")
+        self.preview = gr.Image(label="While it is drawn", visible=False, interactive=False, format="png",
+                                buttons=[], elem_classes="preview")  # fmt: skip
+        self.gallery = gr.Gallery(label="Pictures", show_label=False, columns=4, object_fit="contain", format="png",
+                                  interactive=False, height="auto", buttons=["download", "fullscreen"])  # fmt: skip
+        with gr.Row():
+            self.again = gr.Button("Again with these settings", min_width=160)
+            self.from_file = gr.UploadButton("Settings of a PNG …", file_types=[".png"], min_width=160)
+
+    def wire(self, controls: Controls, inputs: list, plan: Callable[[dict, int], Plan],
+             restore: Callable[[dict], list]) -> None:  # fmt: skip
+        """plan(data, count): what is drawn, from the values of `inputs`; restore(papers): their values from a picture's
+        papers. Both may raise ValueError."""
+
+        def announce(request: gr.Request) -> str:
+            self.jobs.announce(f"{visitor(request)}/{self.place}")
+            return bar_of(Frame("waiting"))
+
+        def draw(data: dict, request: gr.Request) -> Iterator[tuple]:
+            with said(), self.jobs.begin(f"{visitor(request)}/{self.place}") as stop:
+                settings = controls.settings(data)
+                planned = plan(data, settings.count)
+                frames = self.model.studio.draw(stop, planned.conditions, settings.sampling(), settings.seed,
+                                                planned.known)  # fmt: skip
+                for frame in frames:
+                    if frame.state == "done":
+                        yield from self._done(frame, planned, settings)
+                    else:
+                        yield bar_of(frame), self._shown(frame, settings), gr.skip(), gr.skip()
+
+        def stop(request: gr.Request) -> None:
+            self.jobs.stop(f"{visitor(request)}/{self.place}")
+
+        def values_of(papers: dict) -> list:
+            with said():
+                settings = asdict(controls.checked(papers))
+                return [*(settings[name] for name in controls.named), *restore(papers)]
+
+        def repeat(drawn: list[Drawn], chosen: int) -> list:
+            with said():
+                if not drawn:
+                    raise ValueError("There is no picture yet whose settings could be taken.")
+                return values_of(drawn[min(chosen, len(drawn) - 1)].papers)
+
+        def load(path: str | None) -> list:
+            with said():
+                return values_of(read_settings(path))
+
+        click = self.draw_button.click(announce, outputs=self.bar, queue=False, api_visibility="private")
+        click.then(draw, {*controls.named.values(), *inputs}, [self.bar, self.preview, self.gallery, self.drawn],
+                   show_progress="hidden", concurrency_id=f"draw {id(self.model)}",
+                   concurrency_limit=self.model.studio.at_once, api_name=f"draw_{self.place}")  # fmt: skip
+        self.stop_button.click(stop, queue=False, api_visibility="private")
+        self.gallery.select(chosen_index, outputs=self.chosen, queue=False, api_visibility="private")
+        restored = [*controls.named.values(), *inputs]
+        self.again.click(repeat, [self.drawn, self.chosen], restored, api_visibility="private")
+        self.from_file.upload(load, self.from_file, restored, api_visibility="private")
+
+    def _shown(self, frame: Frame, settings: Settings):
+        """An update of the preview."""
+        if frame.pictures is None:
+            return gr.skip()
+        return gr.update(value=lay_out(resized(frame.pictures, settings.size)), visible=True)
+
+    def _done(self, frame: Frame, plan: Plan, settings: Settings) -> Iterator[tuple]:
+        common = {**asdict(settings), "model": self.model.pipeline.gpt.name, "checkpoint": self.model.checkpoint,
+                  **plan.papers}  # fmt: skip
+        drawn = [Drawn(picture, {"picture": i, "shows": name, **common})
+                 for i, (picture, name) in enumerate(zip(frame.pictures, plan.names))]  # fmt: skip
+        with TemporaryDirectory() as folder:  # until Gradio has taken its own copy
+            shown = []
+            for i, picture in enumerate(resized(frame.pictures, settings.size)):
+                path = Path(folder) / f"seed-{settings.seed}-picture-{i}.png"
+                save_png(path, picture, {"settings": json.dumps(drawn[i].papers)})
+                shown.append((str(path), plan.names[i]))
+            yield bar_of(frame, plan.note), gr.update(visible=False), shown, drawn
+
+
+def chosen_index(event: gr.SelectData) -> int:
+    return int(event.index)
+
+
+def bar_of(frame: Frame, note: str = "") -> str:
+    """How far it is, as HTML."""
+    words = {
+        "waiting": "Waiting for a place …",
+        "sampling": f"Code {frame.done} of {frame.total} · {frame.rate:,.0f} codes/s",
+        "decoding": f"Codes to pixels … · {frame.rate:,.0f} codes/s",
+        "done": f"Done · {frame.rate:,.0f} codes/s",
+        "stopped": f"Stopped after {frame.done} of {frame.total} codes" if frame.total else "Stopped before it began",
+    }[frame.state]
+    full = frame.state in ("decoding", "done")
+    value = "" if frame.state == "waiting" else f' value="{1 if full else frame.done / max(frame.total, 1):.3f}"'
+    return f'<progress max="1"{value} aria-label="Progress"></progress><div role="status">{words} {escape(note)}</div>'

@@ -1,0 +1,266 @@
+"""The page: its tabs, and what is particular to each."""
+
+import gradio as gr
+import numpy as np
+import torch
+from PIL import Image
+
+from autoregressive.demo.desk import Controls, Desk, Drawn, Plan, said, visitor
+from autoregressive.demo.pictures import code_map, dimmed, fitted, magnified, opened, resized, table_of
+from autoregressive.demo.serve import Model, Shop
+from autoregressive.demo.settings import Number
+from autoregressive.sample.grid import SHIPPED_PROMPTS, default_classes, repeated
+from autoregressive.sample.pipeline import Pipeline
+from dataset.classes import find_label
+from dataset.text import read_prompts
+from evaluations.reconstruct import psnr
+
+STYLE = """
+.bar progress { width: 100%; height: .6rem; accent-color: var(--color-accent); }
+.bar { min-height: 3rem; }
+.preview img { image-rendering: pixelated; }
+.codes { font: .75rem/1.25 ui-monospace, monospace; overflow-x: auto; white-space: pre; }
+"""
+NAME = " · "  # between a class's name and its number
+TEXT_LIMIT = 1000  # characters of a prompt
+SHOWN = 256  # pixels: smaller pictures are enlarged to it where they are only looked at
+LIMITS = """The model draws codes in raster order, row by row from the top left, each from those before it. So it can
+go on from the **top** of a picture, or from a top part that ends within a row. It cannot fill a hole, nor draw upwards
+or to the left of what is kept. What is kept are codes: the tokenizer redraws that part, too, and its lower edge may
+change a little with what comes below."""
+
+
+def theme() -> gr.themes.Base:
+    """With the system's own fonts: nothing is fetched from elsewhere."""
+    return gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+
+
+def upload(label: str) -> gr.Image:
+    """A picture from the browser, which comes as the path of Gradio's copy. The page opens it itself: Gradio's own
+    opening fails in words that are not for people."""
+    image = gr.Image(label=label, sources=["upload", "clipboard"], format="png", height=SHOWN + 60)
+    image.preprocess = lambda payload: None if payload is None else payload.path
+    return image
+
+
+def build(shop: Shop) -> gr.Blocks:
+    pipeline = shop.classes.pipeline
+    gpt = pipeline.gpt
+    with gr.Blocks(title="LlamaGen", analytics_enabled=False, delete_cache=(3600, 6 * 3600)) as page:
+        gr.Markdown(f"# LlamaGen\n{gpt.name} (`{shop.classes.checkpoint}`) draws pictures of {gpt.image_size} x "
+                    f"{gpt.image_size} pixels as {pipeline.grid} x {pipeline.grid} codes out of "
+                    f"{gpt.model.config.vocab_size:,}, on {pipeline.device.type}.")  # fmt: skip
+        with gr.Tab("Classes"):
+            desk = class_tab(shop)
+        with gr.Tab("Prompts"):
+            if shop.text is None:
+                gr.Markdown(shop.no_text)
+            else:
+                text_tab(shop, shop.text)
+        with gr.Tab("Completion"):
+            completion_tab(shop, desk)
+        with gr.Tab("Tokenizer"):
+            tokenizer_tab(shop.classes)
+
+        def leave(request: gr.Request) -> None:
+            shop.jobs.stop(f"{visitor(request)}/")
+
+        page.unload(leave)
+    return page
+
+
+# ---- classes
+
+
+def entries(model: Model) -> list[str]:
+    """What stands in the menu of classes; the number tells those of the same name apart."""
+    return [name if name == str(i) else f"{name}{NAME}{i}" for i, name in enumerate(model.pipeline.class_names)]
+
+
+def labels_of(entries: list[str] | None, model: Model, count: int) -> list[int]:
+    """Numbers of classes, in turn."""
+    if not entries:
+        raise ValueError("Choose at least one class.")
+    names = model.pipeline.class_names
+    return repeated([find_label(str(entry).rpartition(NAME)[2], names) for entry in entries], count)
+
+
+def class_plan(model: Model, chosen: list[str] | None, count: int) -> Plan:
+    labels = labels_of(chosen, model, count)
+    names = [model.pipeline.class_names[label] for label in labels]
+
+    def conditions(pipeline: Pipeline) -> dict:
+        return {"cond": pipeline.labels(labels)}
+
+    return Plan(names, conditions, {"classes": list(chosen)})
+
+
+def known_classes(papers: dict, model: Model) -> list[str]:
+    """The classes that a picture's papers name, as entries of the menu."""
+    held = papers.get("classes", papers.get("class"))
+    held = [held] if isinstance(held, str) else held
+    if not isinstance(held, list) or not held:
+        raise ValueError("This picture's settings name no classes.")
+    names = model.pipeline.class_names
+    return [entries(model)[find_label(str(each).rpartition(NAME)[2], names)] for each in held]
+
+
+def class_menu(model: Model, value: list[int]) -> gr.Dropdown:
+    menu = entries(model)
+    return gr.Dropdown(menu, value=[menu[i] for i in value], multiselect=True, max_choices=64, label="Classes",
+                       info="Type to search; pictures show them in turn")  # fmt: skip
+
+
+def class_tab(shop: Shop) -> Desk:
+    model = shop.classes
+    desk, first = Desk("classes", shop.jobs, model), default_classes(model.pipeline)
+    with gr.Row():
+        with gr.Column(scale=2, min_width=320):
+            classes = class_menu(model, first)
+            desk.buttons("Draw")
+            controls = Controls(model)
+            menu = entries(model)
+            some = [[[menu[i] for i in part]] for part in (first[:1], first[1:3], first[3:7]) if part]
+            gr.Examples(some, [classes], label="Examples", api_visibility="private")
+        with gr.Column(scale=3, min_width=320):
+            desk.results()
+    desk.wire(controls, [classes], lambda data, count: class_plan(model, data[classes], count),
+              lambda papers: [known_classes(papers, model)])  # fmt: skip
+    return desk
+
+
+# ---- prompts
+
+
+def text_plan(prompts: str | None, negative: str | None, count: int) -> Plan:
+    lines = [line.strip() for line in str(prompts or "").splitlines() if line.strip()]
+    if not lines:
+        raise ValueError("Write a prompt first.")
+    for text in (*lines, str(negative or "")):
+        if len(text) > TEXT_LIMIT:
+            raise ValueError(f"A prompt has {len(text)} characters: {TEXT_LIMIT} are the most.")
+    names = repeated(lines, count)
+
+    def conditions(pipeline: Pipeline) -> dict:
+        return pipeline.captions(names, negative or None)
+
+    return Plan(names, conditions, {"prompts": lines, "negative_prompt": negative or None})
+
+
+def known_prompts(papers: dict) -> list[str]:
+    held = papers.get("prompts", papers.get("prompt"))
+    held = [held] if isinstance(held, str) else held
+    if not isinstance(held, list) or not all(isinstance(each, str) for each in held):
+        raise ValueError("This picture's settings name no prompts.")
+    return ["\n".join(held), str(papers.get("negative_prompt") or "")]
+
+
+def text_tab(shop: Shop, model: Model) -> None:
+    desk = Desk("prompts", shop.jobs, model)
+    with gr.Row():
+        with gr.Column(scale=2, min_width=320):
+            prompts = gr.Textbox(label="Prompts", info="One a line; pictures show them in turn", lines=3,
+                                 max_length=16 * TEXT_LIMIT)  # fmt: skip
+            negative = gr.Textbox(label="Negative prompt", info="What guidance leads away from",
+                                  max_length=TEXT_LIMIT)  # fmt: skip
+            desk.buttons("Draw")
+            controls = Controls(model)
+            gr.Examples(read_prompts(SHIPPED_PROMPTS)[:4], [prompts], label="Examples", api_visibility="private")
+        with gr.Column(scale=3, min_width=320):
+            desk.results()
+    desk.wire(controls, [prompts, negative],
+              lambda data, count: text_plan(data[prompts], data[negative], count), known_prompts)  # fmt: skip
+
+
+# ---- completion
+
+
+def completion_tab(shop: Shop, others: Desk) -> None:
+    model, grid = shop.classes, shop.classes.pipeline.grid
+    side, desk = model.pipeline.gpt.image_size, Desk("completion", shop.jobs, model)
+    bounds = Number("Rows kept", 0, grid - 1, 1), Number("Codes kept of the next row", 0, grid - 1, 1)
+    gr.Markdown(LIMITS)
+    with gr.Row():
+        with gr.Column(scale=2, min_width=320):
+            source = upload("A picture to complete")
+            pick = gr.Button("Take the picture chosen under Classes")
+            rows = gr.Slider(0, grid - 1, grid // 2, step=1, label=bounds[0].label)
+            columns = gr.Slider(0, grid - 1, 0, step=1, label=bounds[1].label)
+            classes = class_menu(model, default_classes(model.pipeline)[:1])
+            desk.buttons("Complete")
+            controls = Controls(model)
+        with gr.Column(scale=3, min_width=320):
+            kept = gr.Image(label="What is kept", interactive=False, format="png", buttons=[], height=SHOWN + 60)
+            desk.results()
+
+    def measures(*values) -> tuple[int, int]:
+        found = tuple(bound.checked(value) for bound, value in zip(bounds, values))
+        if not any(found):
+            raise ValueError("Keep at least one code: the whole picture is drawn under Classes.")
+        return found
+
+    def show(path: str | None, *values) -> np.ndarray | None:
+        with said():
+            if path is None:
+                return None
+            picture, _ = fitted(opened(path)[0], side)
+            above, left = measures(*values)
+            return dimmed(resized(picture[None], max(side, SHOWN // grid * grid))[0], above * grid + left, grid)
+
+    def plan(data: dict, count: int) -> Plan:
+        above, left = measures(data[rows], data[columns])
+        picture, opening = opened(data[source])
+        picture, fitting = fitted(picture, side)
+        planned = class_plan(model, data[classes], count)
+        planned.known = lambda pipeline: pipeline.top_codes(Image.fromarray(picture), above, left)
+        planned.papers |= {"kept_codes": above * grid + left, "keep_rows": above, "keep_columns": left}
+        planned.note = opening + fitting
+        return planned
+
+    def restore(papers: dict) -> list:
+        held = [bound.checked(papers.get(name, 0)) for bound, name in zip(bounds, ("keep_rows", "keep_columns"))]
+        return [gr.skip(), *held, known_classes(papers, model)]
+
+    def take(drawn: list[Drawn], chosen: int) -> np.ndarray:
+        with said():
+            if not drawn:
+                raise ValueError("Draw some pictures under Classes first.")
+            return magnified(drawn[min(chosen, len(drawn) - 1)].picture, SHOWN)
+
+    pick.click(take, [others.drawn, others.chosen], source, api_visibility="private")
+    for changed in (source.change, rows.change, columns.change):
+        changed(show, [source, rows, columns], kept, show_progress="hidden", api_visibility="private")
+    desk.wire(controls, [source, rows, columns, classes], plan, restore)
+
+
+# ---- tokenizer
+
+
+def tokenizer_tab(model: Model) -> None:
+    pipeline, side = model.pipeline, model.pipeline.gpt.image_size
+    gr.Markdown(f"{pipeline.tokenizer.name} turns {pipeline.tokenizer.model.downsample} x "
+                f"{pipeline.tokenizer.model.downsample} pixels into one code out of "
+                f"{pipeline.tokenizer.model.config.codebook_size:,}, and codes into pixels again.")  # fmt: skip
+    source = upload("A picture")
+    go = gr.Button("Encode and decode", variant="primary")
+    with gr.Row():
+        shown = [gr.Image(label=label, interactive=False, format="png", buttons=["download"], height=SHOWN + 60)
+                 for label in ("Original", "Codes, a colour each", "Reconstruction")]  # fmt: skip
+    told, numbers = gr.Markdown(), gr.HTML()
+
+    def through(path: str | None) -> tuple:
+        with said():
+            picture, opening = opened(path)
+            original, fitting = fitted(picture, side)
+            codes = pipeline.encode(Image.fromarray(original))
+            again = pipeline.to_pictures(codes[None])
+        distance = float(psnr(*map(torch.tensor, (original[None], again))))
+        codes = codes.reshape(pipeline.grid, pipeline.grid).cpu().numpy()
+        looks = max(side, SHOWN)
+        words = (f"{opening}{fitting}{codes.size} codes, {len(np.unique(codes))} of them different · "
+                 f"PSNR {distance:.2f} dB")  # fmt: skip
+        pictures = [resized(original[None], looks)[0], code_map(codes, pipeline.gpt.model.config.vocab_size, looks),
+                    resized(again, looks)[0]]  # fmt: skip
+        return *pictures, words, f'<div class="codes">{table_of(codes)}</div>'
+
+    go.click(through, source, [*shown, told, numbers], api_name="tokenize")

@@ -1,0 +1,100 @@
+"""What a visitor can set, within which bounds, and how it is kept in a PNG."""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from math import isfinite
+from pathlib import Path
+
+from PIL import Image
+
+from autoregressive.models.generate import SCHEDULES, Sampling
+
+SEEDS = 2**53 - 1  # the largest whole number that a browser's JSON holds exactly
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number that can be set."""
+
+    label: str
+    low: float
+    high: float
+    step: float
+    info: str = ""
+
+    @property
+    def whole(self) -> bool:
+        return self.step == 1
+
+    def checked(self, value) -> int | float:
+        """The value, from low to high; ValueError for anything else."""
+        number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+        if not number or not self.low <= value <= self.high or (self.whole and value != int(value)):
+            kind = "a whole number" if self.whole else "a number"
+            raise ValueError(f"{self.label} {value!r}: must be {kind} from {self.low:g} to {self.high:g}")
+        return int(value) if self.whole else float(value)
+
+
+def numbers(codes: int, vocabulary: int, most: int) -> dict[str, Number]:
+    """By name, for a model of so many codes a picture out of `vocabulary`; at most `most` pictures."""
+    return {
+        "cfg_scale": Number("Guidance", 1, 20, 0.05, "1: none. More: closer to what was asked for, less variety"),
+        "temperature": Number("Temperature", 0, 3, 0.05, "Below 1: safer codes. Above: wilder ones"),
+        "top_k": Number("Top-k", 0, vocabulary, 1, "Draw from the so many most likely codes; 0: from all"),
+        "top_p": Number("Top-p", 0.01, 1, 0.01, "Draw from the most likely codes that hold this probability"),
+        "cfg_interval": Number("Guidance interval", -1, codes, 1, "Guide codes 0 to this number + 1; -1: all"),
+        "cfg_power": Number("Power of the cosine", 0.1, 10, 0.05, "Of the schedule power-cosine"),
+        "count": Number("Pictures", 1, most, 1),
+        "seed": Number("Seed", 0, SEEDS, 1),
+    }
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that decides pictures, beside the models and what they are asked to show."""
+
+    cfg_scale: float = 4.0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    cfg_interval: int = -1
+    cfg_power: float = 2.75
+    count: int = 8
+    seed: int = 0
+    cfg_schedule: str = "constant"
+    size: int = 256
+
+    @classmethod
+    def checked(cls, values: dict, bounds: dict[str, Number], sizes: list[int]) -> "Settings":
+        """From whatever a browser or a file holds; ValueError naming what is out of bounds. Missing ones: default."""
+        found = {name: bound.checked(values[name]) for name, bound in bounds.items() if name in values}
+        schedule = values.get("cfg_schedule", cls.cfg_schedule)
+        if schedule not in list(SCHEDULES):
+            raise ValueError(f"Schedule {schedule!r}: choose one of {', '.join(SCHEDULES)}")
+        size = values.get("size", sizes[0])
+        if size not in sizes:
+            raise ValueError(f"Size {size!r}: choose one of {', '.join(map(str, sizes))} pixels")
+        return cls(**found, cfg_schedule=schedule, size=int(size))
+
+    def sampling(self) -> Sampling:
+        held = asdict(self)
+        return Sampling(**{field.name: held[field.name] for field in fields(Sampling) if field.name in held})
+
+
+def sizes_for(side: int) -> list[int]:
+    """Sides in pixels that pictures can be had in, the one that is shown at first in front: the model's own, or 256
+    for those that are too small to be looked at."""
+    shown = side if side >= 256 else 256
+    return [shown, *(size for size in dict.fromkeys((side, 128, 256, 384, 512)) if size != shown and size >= side)]
+
+
+def read_settings(path: str | Path) -> dict:
+    """What a PNG of ours says of how it was made; ValueError for any other file."""
+    try:
+        with Image.open(path) as picture:
+            held = json.loads(picture.text["settings"])
+    except (OSError, ValueError, AttributeError, KeyError, SyntaxError) as error:
+        raise ValueError("this file holds no settings: choose a PNG that was made here or by sample_c2i.py") from error
+    if not isinstance(held, dict):
+        raise ValueError("this file's settings are not of our kind")
+    return held

@@ -1,0 +1,58 @@
+"""Which weights the page opens on: those that are given, published ones that are there, or the pair that ships."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from autoregressive.bundled import or_bundled
+from autoregressive.demo.options import App
+from autoregressive.options import GPTOptions
+from engine.hub import PUBLISHED
+from tokenizer.tokenizer_image.vq_options import TokenizerOptions
+
+FOLDER = Path("pretrained_models")
+CAPTION_TOKENS = 120  # of published t2i models
+Pair = tuple[GPTOptions, TokenizerOptions]
+
+
+def named(model: str, kind: str) -> list[str]:
+    """The published files of a GPT of this size and kind; of all sizes with auto."""
+    files = [name for name in PUBLISHED if name.startswith(f"{kind}_")]
+    size = model.removeprefix("GPT-")
+    return files if model == "auto" else [name for name in files if f"_{size}_" in name]
+
+
+def class_pair(options: App, folder: Path = FOLDER) -> Pair:
+    """The class-conditional GPT and its tokenizer. What is given is taken, whether it is there or not."""
+    gpt, tokenizer = options.gpt, options.tokenizer
+    if gpt.gpt_type != "c2i":  # the flags speak of the other model
+        gpt, tokenizer = GPTOptions(), TokenizerOptions()
+    if gpt.gpt_ckpt or tokenizer.vq_ckpt:
+        return gpt, tokenizer
+    names = named(gpt.gpt_model, "c2i")
+    if found := published_pair(gpt, tokenizer, names, folder / "vq_ds16_c2i.pt"):
+        return found
+    if gpt.gpt_model != "auto":
+        fetch = f"`python3 scripts/download.py {names[0]} vq_ds16_c2i.pt` fetches them, or " if names else ""
+        raise ValueError(f"--gpt-model {gpt.gpt_model}: {folder} has no published weights of it; {fetch}give yours by "
+                         "--gpt-ckpt and --vq-ckpt")  # fmt: skip
+    return or_bundled(gpt, tokenizer)
+
+
+def text_pair(options: App, folder: Path = FOLDER) -> Pair | None:
+    """The text-conditional ones; None where none are given or found."""
+    gpt, tokenizer = options.gpt, options.tokenizer
+    if gpt.gpt_type != "t2i":
+        gpt, tokenizer = GPTOptions(gpt_type="t2i"), TokenizerOptions()
+    if gpt.cls_token_num == 1:  # the flag's default, which is the other kind's
+        gpt = replace(gpt, cls_token_num=CAPTION_TOKENS)
+    if gpt.gpt_ckpt or tokenizer.vq_ckpt:
+        return gpt, tokenizer
+    return published_pair(gpt, tokenizer, named(gpt.gpt_model, "t2i"), folder / "vq_ds16_t2i.pt")
+
+
+def published_pair(gpt: GPTOptions, tokenizer: TokenizerOptions, names: list[str], vq: Path) -> Pair | None:
+    """With the first of these files that lies beside the tokenizer's."""
+    found = next((vq.parent / name for name in names if (vq.parent / name).is_file()), None)
+    if found is None or not vq.is_file():
+        return None
+    return replace(gpt, gpt_ckpt=str(found)), replace(tokenizer, vq_ckpt=str(vq))
