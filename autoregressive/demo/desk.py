@@ -116,7 +116,8 @@ class Desk:
         self.preview = gr.Image(label="While it is drawn", visible=False, interactive=False, format="png",
                                 buttons=[], elem_classes="preview")  # fmt: skip
         self.gallery = gr.Gallery(label="Pictures", show_label=False, columns=4, object_fit="contain", format="png",
-                                  interactive=False, height="auto", buttons=["download", "fullscreen"])  # fmt: skip
+                                  interactive=False, height="auto", buttons=["download", "fullscreen"],
+                                  elem_classes="drawn")  # fmt: skip
         with gr.Row():
             self.again = gr.Button("Again with these settings", min_width=160)
             self.from_file = gr.UploadButton("Settings of a PNG …", file_types=[".png"], min_width=160)

@@ -16,8 +16,13 @@ from dataset.text import read_prompts
 from evaluations.reconstruct import psnr
 
 STYLE = """
-.bar progress { width: 100%; height: .6rem; accent-color: var(--color-accent); }
 .bar { min-height: 3rem; }
+.bar progress { width: 100%; height: .5rem; appearance: none; border: 0; border-radius: .25rem; overflow: hidden; }
+.bar progress, .bar ::-webkit-progress-bar { background: var(--border-color-primary); }
+.bar ::-webkit-progress-value { background: var(--color-accent); }
+.bar ::-moz-progress-bar { background: var(--color-accent); }
+.drawn .grid-wrap { max-height: none; min-height: 0; }
+.drawn .grid-container { grid-template-columns: repeat(auto-fill, minmax(min(9rem, 40%), 1fr)) !important; }
 .preview img { image-rendering: pixelated; }
 .codes { font: .75rem/1.25 ui-monospace, monospace; overflow-x: auto; white-space: pre; }
 """

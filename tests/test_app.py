@@ -1,0 +1,236 @@
+"""The page over HTTP: what a browser may send, and what it gets. No browser is needed here."""
+
+import io
+import json
+import threading
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+from app_server import PAGE, listening, slowly, tiny_shop
+from PIL import Image
+from tiny_pipeline import MACHINE, options, write_files
+
+from autoregressive.demo.options import App, PageOptions
+from autoregressive.demo.serve import Shop, open_shop
+from autoregressive.demo.settings import read_settings
+from autoregressive.models.generate import Sampling
+from autoregressive.options import GPTOptions
+from engine.config import parse
+from evaluations.images import save_png
+from golden.fill import uniform
+
+pytest.importorskip("gradio", reason="the page needs gradio: pip install 'llamagen[demo]'")
+
+# What the page sends for "Draw": the classes, then the settings in their order on the page.
+DRAW = {"classes": ["three · 3"], "count": 2, "seed": 1, "cfg_scale": 2, "temperature": 1, "top_k": 100, "top_p": 1,
+        "cfg_schedule": "constant", "cfg_power": 2.75, "cfg_interval": -1, "size": 16}  # fmt: skip
+FILE = {"meta": {"_type": "gradio.FileData"}}
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory) -> Shop:
+    return tiny_shop(tmp_path_factory.mktemp("app"))
+
+
+@pytest.fixture(scope="module")
+def url(shop):
+    with listening(shop) as address:
+        yield address
+
+
+def post(address: str, body: bytes, kind: str = "application/json") -> dict | list:
+    request = urllib.request.Request(address, body, {"Content-Type": kind})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)
+
+
+def call(url: str, name: str, values: list) -> tuple[str, list | dict]:
+    """The last event of a call, and its data."""
+    event = post(f"{url}gradio_api/call/{name}", json.dumps({"data": values}).encode())["event_id"]
+    with urllib.request.urlopen(f"{url}gradio_api/call/{name}/{event}", timeout=60) as answer:
+        last = answer.read().decode().strip().split("event: ")[-1]
+    kind, _, data = last.partition("\ndata: ")
+    return kind, json.loads(data)
+
+
+def draw(url: str, **values) -> tuple[str, list | dict]:
+    return call(url, "draw_classes", list({**DRAW, **values}.values()))
+
+
+def pictures(url: str, data: list) -> list[Image.Image]:
+    """Those of the gallery that a call has given back."""
+    found = []
+    for each in data[2]:
+        with urllib.request.urlopen(each["image"]["url"]) as answer:
+            found.append(Image.open(io.BytesIO(answer.read())))
+    return found
+
+
+def uploaded(url: str, content: bytes, name: str) -> dict:
+    body = (b'--edge\r\nContent-Disposition: form-data; name="files"; filename="' + name.encode() +
+            b'"\r\nContent-Type: application/octet-stream\r\n\r\n' + content + b"\r\n--edge--\r\n")  # fmt: skip
+    (path,) = post(f"{url}gradio_api/upload", body, "multipart/form-data; boundary=edge")
+    return {"path": path, "orig_name": name, **FILE}
+
+
+def png(*shape: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray((uniform("upload", shape) * 100 + 128).astype(np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def expected(shop: Shop, classes=(3, 3), seed=1) -> np.ndarray:
+    return shop.classes.pipeline.sample(classes, Sampling(cfg_scale=2, top_k=100), seed)
+
+
+def same(found: list[Image.Image], wanted: np.ndarray) -> bool:
+    return np.array_equal(np.stack([np.asarray(each) for each in found]), wanted)
+
+
+def test_pictures_are_the_pipeline_s_and_say_how_they_were_made(url, shop):
+    kind, data = draw(url, classes=["three · 3", "grey whale · 9"])
+    found = pictures(url, data)
+    assert kind == "complete" and same(found, expected(shop, (3, 9)))
+    papers = json.loads(found[1].text["settings"])
+    assert papers["shows"] == "grey whale" and papers["picture"] == 1 and papers["checkpoint"] == "gpt.pt"
+    assert {name: papers[name] for name in DRAW} == {**DRAW, "classes": ["three · 3", "grey whale · 9"]}
+    assert [each["caption"] for each in data[2]] == ["three", "grey whale"] and "codes/s" in data[0]
+
+
+def test_larger_pictures_are_the_same_ones_enlarged(url, shop):
+    (first, *_) = pictures(url, draw(url, size=128)[1])
+    wanted = Image.fromarray(expected(shop)[0]).resize((128, 128), Image.Resampling.BICUBIC)
+    assert np.array_equal(np.asarray(first), np.asarray(wanted))
+
+
+@pytest.mark.parametrize(
+    "values, word",
+    [
+        ({"classes": ["dragon"]}, "dragon"),
+        ({"classes": []}, "at least one class"),
+        ({"classes": None}, "at least one class"),
+        ({"classes": [{"a": 1}]}, "not in the list"),
+        ({"classes": 3}, ""),
+        ({"count": 7}, "7"),
+        ({"count": 1.5}, "whole number"),
+        ({"count": None}, ""),
+        ({"seed": -1}, "-1"),
+        ({"seed": 2**60}, str(2**60)),
+        ({"cfg_scale": 1e9}, "20"),
+        ({"cfg_scale": "much"}, ""),
+        ({"cfg_scale": float("nan")}, "Guidance nan"),
+        ({"top_k": 300}, "256"),
+        ({"cfg_schedule": "cubic"}, "cubic"),
+        ({"size": 100000}, "100000"),
+    ],
+)
+def test_what_the_controls_do_not_allow_is_said_and_the_server_goes_on(values, word, url, shop):
+    kind, data = draw(url, **values)
+    assert kind == "error" and word in data["error"]
+    assert same(pictures(url, draw(url)[1]), expected(shop))
+
+
+def test_a_path_from_the_browser_is_not_read(url, tmp_path):
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(png(16, 16, 3))
+    for path in (str(secret), "/etc/passwd", "../../etc/passwd"):
+        kind, data = call(url, "tokenize", [{"path": path, **FILE}])
+        assert kind == "error" and "not uploaded by a user" in data["error"]
+    for address in (f"{url}gradio_api/file={secret}", f"{url}gradio_api/file=/etc/passwd"):
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(address)
+
+
+@pytest.mark.parametrize("content, name", [(b"no picture", "a.png"), (b"", "b.jpg"), (png(64, 64, 3)[:900], "c.png"),
+                                           (b"<svg onload='alert(1)'/>", "d.svg")])  # fmt: skip
+def test_an_upload_that_is_no_picture_is_said(content, name, url):
+    kind, data = call(url, "tokenize", [uploaded(url, content, name)])
+    assert kind == "error" and "not a picture that can be read" in data["error"]
+    assert call(url, "tokenize", [None])[1]["error"] == "Choose a picture first."
+    assert call(url, "tokenize", [uploaded(url, png(20, 16, 3), "e.png")])[0] == "complete"
+
+
+def test_an_upload_that_is_too_large_is_refused_before_it_is_opened(url, shop):
+    with pytest.raises(urllib.error.HTTPError, match="413"):
+        uploaded(url, bytes(21 * 2**20), "large.png")
+    Image.new("RGB", (9000, 5000)).save(file := io.BytesIO(), "PNG")  # a few kilobytes, 45 million pixels
+    kind, data = call(url, "tokenize", [uploaded(url, file.getvalue(), "bomb.png")])
+    assert kind == "error" and "at most 40 megapixels" in data["error"]
+    Image.new("RGB", (5000, 4000)).save(file := io.BytesIO(), "PNG")
+    kind, data = call(url, "tokenize", [uploaded(url, file.getvalue(), "huge.png")])
+    assert kind == "complete" and "5000 x 4000 pixels were scaled down to 4096 x 3277" in data[3]
+
+
+def test_a_completion_keeps_the_codes_that_it_is_told_to(url, shop):
+    pipeline, content = shop.classes.pipeline, png(40, 60, 3)
+    values = {**DRAW, "classes": ["zero · 0"]}
+    kind, data = call(url, "draw_completion", [uploaded(url, content, "a.png"), 1, 2, *values.values()])
+    known = pipeline.top_codes(Image.open(io.BytesIO(content)), 1, 2)
+    codes = pipeline.codes(pipeline.labels([0, 0]), Sampling(cfg_scale=2, top_k=100), 1, known=known)
+    found = pictures(url, data)
+    assert kind == "complete" and same(found, pipeline.to_pictures(codes))
+    assert json.loads(found[0].text["settings"])["kept_codes"] == 6 and "60 x 40 pixels was brought to" in data[0]
+    for rows, columns, word in ((0, 0, "Keep at least one code"), (4, 0, "4"), (1.5, 0, "whole number"), (1, -1, "-1")):
+        kind, data = call(url, "draw_completion", [uploaded(url, content, "a.png"), rows, columns, *values.values()])
+        assert kind == "error" and word in data["error"]
+
+
+def test_two_visitors_at_once_get_their_own_pictures(url, shop):
+    found = {}
+
+    def visit(seed: int) -> None:
+        found[seed] = draw(url, seed=seed)[1]
+
+    with slowly(0.02):
+        visitors = [threading.Thread(target=visit, args=(seed,)) for seed in range(5)]
+        for visitor in visitors:
+            visitor.start()
+        for visitor in visitors:
+            visitor.join()
+    for seed, data in found.items():
+        assert same(pictures(url, data), expected(shop, seed=seed))
+
+
+def test_no_more_than_the_queue_holds_are_let_in(tmp_path):
+    shop = tiny_shop(tmp_path, page=PageOptions(max_images=6, at_once=1, max_queue=2))
+    with listening(shop) as url, slowly(0.2):
+        body = json.dumps({"data": list(DRAW.values())}).encode()
+        answers = []
+        for _ in range(6):
+            try:
+                answers.append(post(f"{url}gradio_api/call/draw_classes", body))
+            except urllib.error.HTTPError as error:
+                answers.append(error.code)
+        assert answers.count(503) >= 3 and isinstance(answers[0], dict)
+
+
+def test_the_page_listens_on_this_machine_alone_unless_told_otherwise(url):
+    assert url.startswith("http://127.0.0.1:") and PAGE.host == "127.0.0.1"
+
+
+def test_weights_that_are_given_and_do_not_load_end_the_command(tmp_path):
+    gpt, vq = options(write_files(tmp_path))
+    with pytest.raises(ValueError, match="--gpt-ckpt .*nowhere.pt: there is no such file"):
+        open_shop(App(GPTOptions(gpt_ckpt="nowhere.pt"), vq, machine=MACHINE))
+    with pytest.raises(ValueError, match="--gpt-type t2i: .*gpt.pt is a c2i model"):
+        open_shop(App(GPTOptions(gpt_ckpt=gpt.gpt_ckpt, gpt_type="t2i"), vq, machine=MACHINE))
+
+
+@pytest.mark.parametrize("flag", ["--max-images", "--at-once", "--max-queue", "--port"])
+def test_bounds_below_one_are_refused(flag, capsys):
+    with pytest.raises(SystemExit):
+        parse(App, [flag, "0"])
+    assert f"{flag} 0: must be at least 1" in capsys.readouterr().err
+
+
+def test_a_png_of_the_command_line_can_be_drawn_again(url, shop, tmp_path):
+    """Its settings have other names in part: "class" for "classes"."""
+    from autoregressive.demo.page import known_classes
+
+    save_png(tmp_path / "a.png", np.zeros((2, 2, 3), np.uint8), {"settings": json.dumps({"class": "grey whale"})})
+    assert known_classes(read_settings(tmp_path / "a.png"), shop.classes) == ["grey whale · 9"]
+    for wrong in ({}, {"classes": []}, {"classes": "dragon"}, {"classes": [{"a": 1}]}):
+        with pytest.raises(ValueError, match="name no classes|unknown"):
+            known_classes(wrong, shop.classes)
