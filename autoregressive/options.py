@@ -12,7 +12,8 @@ class GPTOptions:
     """GPT-B, -L, -XL, -XXL, -XXXL, -1B, -3B, -7B (published), GPT-1M, -5M, -25M; auto: what --gpt-ckpt holds."""
     gpt_ckpt: str | None = None
     """Weights: a published file or one of ours (.pt, .pth, .safetensors, the folder of a sharded run or one
-    from the Hub)."""
+    from the Hub). Without weights and tokenizer, class-conditional samplers and the page take the small pair that
+    ships."""
     gpt_type: str = "c2i"
     """c2i (class-conditional) or t2i (text-conditional)."""
     from_fsdp: bool = False
