@@ -45,7 +45,10 @@ def load(weights: Weights, options: Export) -> GPT | Tokenizer:
     dtype = PRECISIONS.get(options.precision)  # auto: as they are
     kind = meta.get("kind")
     if kind == "tokenizer" or (not meta and "quantize.embedding.weight" in state):
-        return tokenizer_from(weights, TokenizerOptions(vq_ckpt=options.ckpt), device, dtype)
+        tokenizer = tokenizer_from(weights, TokenizerOptions(vq_ckpt=options.ckpt), device, dtype)
+        if options.round_codebook:
+            tokenizer.model.quantize.embedding.to(dtype)
+        return tokenizer
     if kind != "gpt" and (meta or "tok_embeddings.weight" not in state):
         raise ValueError(f"--ckpt {options.ckpt}: holds {f'a {kind}' if kind else 'something else'}; give the weights "
                          "of a GPT or of a tokenizer")  # fmt: skip

@@ -24,6 +24,8 @@ class Export:
     """Take the moving average (entry "ema")."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Of the weights, a tokenizer's codebook aside; auto: as they are."""
+    round_codebook: bool = False
+    """Round a tokenizer's codebook, too; a code may then become another where two are nearly as close."""
     image_size: int | Auto = "auto"
     """Side in pixels of the pictures that a GPT draws; auto: what the checkpoint, or a published file's name, says."""
     downsample_size: int | Auto = "auto"
@@ -39,6 +41,8 @@ class Export:
         ending = Path(self.output).suffix
         if self.format == "auto":
             self.format = next((name for name, endings in ENDINGS.items() if ending in endings), "hub")
+        if self.round_codebook and self.precision == "auto":
+            raise ValueError("--round-codebook: to what? Give --precision")
         if ending not in ENDINGS.get(self.format, (ending,)):
             raise ValueError(f"--output {self.output}: --format {self.format} is a file that ends in "
                              f"{' or '.join(ENDINGS[self.format])}")  # fmt: skip

@@ -16,15 +16,16 @@ from autoregressive.demo.options import App, PageOptions
 from autoregressive.demo.serve import Shop, open_shop
 from autoregressive.demo.settings import read_settings
 from autoregressive.models.generate import Sampling
-from autoregressive.options import GPTOptions
+from autoregressive.options import GPTOptions, SamplingOptions
+from autoregressive.sample.grid import sample_grid
+from autoregressive.sample.options import GridOptions, SampleC2I
 from engine.config import parse
-from evaluations.images import save_png
 from golden.fill import uniform
 
 pytest.importorskip("gradio", reason="the page needs gradio: pip install 'llamagen[demo]'")
 
 # What the page sends for "Draw": the classes, then the settings in their order on the page.
-DRAW = {"classes": ["three · 3"], "count": 2, "seed": 1, "cfg_scale": 2, "temperature": 1, "top_k": 100, "top_p": 1,
+DRAW = {"classes": [3], "count": 2, "seed": 1, "cfg_scale": 2, "temperature": 1, "top_k": 100, "top_p": 1,
         "cfg_schedule": "constant", "cfg_power": 2.75, "cfg_interval": -1, "size": 16}  # fmt: skip
 FILE = {"meta": {"_type": "gradio.FileData"}}
 
@@ -90,12 +91,12 @@ def same(found: list[Image.Image], wanted: np.ndarray) -> bool:
 
 
 def test_pictures_are_the_pipeline_s_and_say_how_they_were_made(url, shop):
-    kind, data = draw(url, classes=["three · 3", "grey whale · 9"])
+    kind, data = draw(url, classes=[3, 9])
     found = pictures(url, data)
     assert kind == "complete" and same(found, expected(shop, (3, 9)))
     papers = json.loads(found[1].text["settings"])
     assert papers["shows"] == "grey whale" and papers["picture"] == 1 and papers["checkpoint"] == "gpt.pt"
-    assert {name: papers[name] for name in DRAW} == {**DRAW, "classes": ["three · 3", "grey whale · 9"]}
+    assert {name: papers[name] for name in DRAW} == {**DRAW, "classes": ["three", "grey whale"]}
     assert [each["caption"] for each in data[2]] == ["three", "grey whale"] and "codes/s" in data[0]
 
 
@@ -165,7 +166,7 @@ def test_an_upload_that_is_too_large_is_refused_before_it_is_opened(url, shop):
 
 def test_a_completion_keeps_the_codes_that_it_is_told_to(url, shop):
     pipeline, content = shop.classes.pipeline, png(40, 60, 3)
-    values = {**DRAW, "classes": ["zero · 0"]}
+    values = {**DRAW, "classes": [0]}
     kind, data = call(url, "draw_completion", [uploaded(url, content, "a.png"), 1, 2, *values.values()])
     known = pipeline.top_codes(Image.open(io.BytesIO(content)), 1, 2)
     codes = pipeline.codes(pipeline.labels([0, 0]), Sampling(cfg_scale=2, top_k=100), 1, known=known)
@@ -189,6 +190,7 @@ def test_two_visitors_at_once_get_their_own_pictures(url, shop):
             visitor.start()
         for visitor in visitors:
             visitor.join()
+    assert set(found) == set(range(5))
     for seed, data in found.items():
         assert same(pictures(url, data), expected(shop, seed=seed))
 
@@ -214,6 +216,8 @@ def test_weights_that_are_given_and_do_not_load_end_the_command(tmp_path):
     gpt, vq = options(write_files(tmp_path))
     with pytest.raises(ValueError, match="--gpt-ckpt .*nowhere.pt: there is no such file"):
         open_shop(App(GPTOptions(gpt_ckpt="nowhere.pt"), vq, machine=MACHINE))
+    with pytest.raises(ValueError, match="--cfg-scale 0.5: the page takes 1 to 20"):
+        open_shop(App(gpt, vq, machine=MACHINE, sampling=SamplingOptions(cfg_scale=0.5)))
     with pytest.raises(ValueError, match="--gpt-type t2i: .*gpt.pt is a c2i model"):
         open_shop(App(GPTOptions(gpt_ckpt=gpt.gpt_ckpt, gpt_type="t2i"), vq, machine=MACHINE))
 
@@ -225,12 +229,23 @@ def test_bounds_below_one_are_refused(flag, capsys):
     assert f"{flag} 0: must be at least 1" in capsys.readouterr().err
 
 
-def test_a_png_of_the_command_line_can_be_drawn_again(url, shop, tmp_path):
-    """Its settings have other names in part: "class" for "classes"."""
+def test_a_png_of_the_command_line_can_be_drawn_again(shop, tmp_path):
+    import gradio as gr
+
+    from autoregressive.demo.desk import Controls
     from autoregressive.demo.page import known_classes
 
-    save_png(tmp_path / "a.png", np.zeros((2, 2, 3), np.uint8), {"settings": json.dumps({"class": "grey whale"})})
-    assert known_classes(read_settings(tmp_path / "a.png"), shop.classes) == ["grey whale · 9"]
+    gpt = shop.options.gpt
+    grid = GridOptions(labels=["grey whale"], seed=3, output=str(tmp_path / "g.png"), single_dir=str(tmp_path))
+    sample_grid(SampleC2I(gpt, shop.options.tokenizer, MACHINE, grid=grid))
+    with gr.Blocks():
+        controls = Controls(shop.classes)
+    for name in ("g.png", "000000.png"):
+        held = read_settings(tmp_path / name)
+        assert known_classes(held, shop.classes) == [9]
+        settings = controls.restored(held)
+        assert (settings.seed, settings.top_k, settings.cfg_scale, settings.count) == (3, 256, 4.0, 6)
+    assert known_classes({"labels": [3, 0]}, shop.classes) == [3, 0]
     for wrong in ({}, {"classes": []}, {"classes": "dragon"}, {"classes": [{"a": 1}]}):
         with pytest.raises(ValueError, match="name no classes|unknown"):
             known_classes(wrong, shop.classes)

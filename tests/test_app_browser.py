@@ -198,6 +198,7 @@ def test_prompts_are_drawn(page, shop):
     panel = tab(page, "Prompts")
     press(panel, "Draw")
     page.get_by_text("Write a prompt first.").wait_for()
+    status(panel, "That did not work")
     panel.get_by_label("Prompts").fill("a red bird\na whale")
     found = draw(panel, count=2, seed=1)
     papers = json.loads(found[1].text["settings"])

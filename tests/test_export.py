@@ -134,6 +134,14 @@ def test_weights_are_rounded_and_the_pair_still_fits(precision, dtype, files, tm
     assert len(codes(files / "gpt.pt", whole)) == 2
 
 
+def test_a_codebook_is_rounded_on_request(files, tmp_path):
+    vq = written(files / "vq.pt", tmp_path / "vq", precision="fp16", round_codebook=True)
+    assert {value.dtype for value in read_weights(vq).state.values()} == {torch.float16}
+    assert len(codes(files / "gpt.pt", vq)) == 2, "it is the tokenizer that the GPT was trained with"
+    with pytest.raises(ValueError, match="--round-codebook: to what"):
+        Export("vq.pt", "out", round_codebook=True)
+
+
 def test_values_that_a_precision_does_not_hold_are_refused(files, tmp_path):
     held = torch.load(files / "gpt.pt")
     held["model"]["output.weight"][0, 0] = 1e5

@@ -25,8 +25,6 @@ from autoregressive.models.generate import SCHEDULES
 from autoregressive.sample.pipeline import Pipeline
 from evaluations.images import save_png
 
-FIRST = ("count", "seed")  # the rest is folded away
-
 
 @dataclass
 class Plan:
@@ -95,6 +93,13 @@ class Controls:
     def checked(self, values: dict) -> Settings:
         return Settings.checked(values, self.model.bounds, self.model.sizes)
 
+    def restored(self, papers: dict) -> Settings:
+        """From a picture's papers; what they do not say is as the page begins."""
+        values, top_k = {**asdict(self.model.begins), **papers}, self.model.bounds["top_k"].high
+        if isinstance(values["top_k"], int) and values["top_k"] > top_k:  # all codes, of a smaller vocabulary
+            values["top_k"] = int(top_k)
+        return self.checked(values)
+
 
 @dataclass
 class Desk:
@@ -132,7 +137,15 @@ class Desk:
             return bar_of(Frame("waiting"))
 
         def draw(data: dict, request: gr.Request) -> Iterator[tuple]:
-            with said(), self.jobs.begin(f"{visitor(request)}/{self.place}") as stop:
+            try:
+                yield from drawing(data, request)
+            except ValueError as error:
+                yield bar_of(Frame("refused")), gr.update(visible=False), gr.skip(), gr.skip()
+                with said():
+                    raise error
+
+        def drawing(data: dict, request: gr.Request) -> Iterator[tuple]:
+            with self.jobs.begin(f"{visitor(request)}/{self.place}") as stop:
                 settings = controls.settings(data)
                 planned = plan(data, settings.count)
                 frames = self.model.studio.draw(stop, planned.conditions, settings.sampling(), settings.seed,
@@ -148,7 +161,7 @@ class Desk:
 
         def values_of(papers: dict) -> list:
             with said():
-                settings = asdict(controls.checked(papers))
+                settings = asdict(controls.restored(papers))
                 return [*(settings[name] for name in controls.named), *restore(papers)]
 
         def repeat(drawn: list[Drawn], chosen: int) -> list:
@@ -175,7 +188,7 @@ class Desk:
         """An update of the preview."""
         if frame.pictures is None:
             return gr.skip()
-        return gr.update(value=lay_out(resized(frame.pictures, settings.size)), visible=True)
+        return gr.update(value=lay_out(frame.pictures, settings.size), visible=True)
 
     def _done(self, frame: Frame, plan: Plan, settings: Settings) -> Iterator[tuple]:
         common = {**asdict(settings), "model": self.model.pipeline.gpt.name, "checkpoint": self.model.checkpoint,
@@ -202,6 +215,7 @@ def bar_of(frame: Frame, note: str = "") -> str:
         "sampling": f"Code {frame.done} of {frame.total} · {frame.rate:,.0f} codes/s",
         "decoding": f"Codes to pixels … · {frame.rate:,.0f} codes/s",
         "done": f"Done · {frame.rate:,.0f} codes/s",
+        "refused": "That did not work: see the message",
         "stopped": f"Stopped after {frame.done} of {frame.total} codes" if frame.total else "Stopped before it began",
     }[frame.state]
     full = frame.state in ("decoding", "done")

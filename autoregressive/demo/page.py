@@ -26,7 +26,7 @@ STYLE = """
 .preview img { image-rendering: pixelated; }
 .codes { font: .75rem/1.25 ui-monospace, monospace; overflow-x: auto; white-space: pre; }
 """
-NAME = " · "  # between a class's name and its number
+MOST = 64  # classes or prompts in one drawing
 TEXT_LIMIT = 1000  # characters of a prompt
 SHOWN = 256  # pixels: smaller pictures are enlarged to it where they are only looked at
 LIMITS = """The model draws codes in raster order, row by row from the top left, each from those before it. So it can
@@ -77,42 +77,38 @@ def build(shop: Shop) -> gr.Blocks:
 # ---- classes
 
 
-def entries(model: Model) -> list[str]:
+def entries(model: Model) -> list[tuple[str, int]]:
     """What stands in the menu of classes; the number tells those of the same name apart."""
-    return [name if name == str(i) else f"{name}{NAME}{i}" for i, name in enumerate(model.pipeline.class_names)]
+    return [(name if name == str(i) else f"{name} · {i}", i) for i, name in enumerate(model.pipeline.class_names)]
 
 
-def labels_of(entries: list[str] | None, model: Model, count: int) -> list[int]:
-    """Numbers of classes, in turn."""
-    if not entries:
+def class_plan(model: Model, chosen: list[int] | None, count: int) -> Plan:
+    if not chosen:
         raise ValueError("Choose at least one class.")
-    names = model.pipeline.class_names
-    return repeated([find_label(str(entry).rpartition(NAME)[2], names) for entry in entries], count)
-
-
-def class_plan(model: Model, chosen: list[str] | None, count: int) -> Plan:
-    labels = labels_of(chosen, model, count)
+    if len(chosen) > MOST:
+        raise ValueError(f"{len(chosen)} classes were chosen: {MOST} are the most.")
+    labels = repeated([find_label(int(label), model.pipeline.class_names) for label in chosen], count)
     names = [model.pipeline.class_names[label] for label in labels]
 
     def conditions(pipeline: Pipeline) -> dict:
         return {"cond": pipeline.labels(labels)}
 
-    return Plan(names, conditions, {"classes": list(chosen)})
+    return Plan(names, conditions, {"classes": [model.pipeline.class_names[label] for label in chosen],
+                                    "labels": list(chosen)})  # fmt: skip
 
 
-def known_classes(papers: dict, model: Model) -> list[str]:
-    """The classes that a picture's papers name, as entries of the menu."""
-    held = papers.get("classes", papers.get("class"))
+def known_classes(papers: dict, model: Model) -> list[int]:
+    """The classes that a picture's papers name. Those of the command line have names alone."""
+    held = papers.get("labels", papers.get("classes", papers.get("class")))
     held = [held] if isinstance(held, str) else held
-    if not isinstance(held, list) or not held:
+    known = isinstance(held, list) and 0 < len(held) <= MOST and all(isinstance(each, int | str) for each in held)
+    if not known:
         raise ValueError("This picture's settings name no classes.")
-    names = model.pipeline.class_names
-    return [entries(model)[find_label(str(each).rpartition(NAME)[2], names)] for each in held]
+    return [find_label(each, model.pipeline.class_names) for each in held]
 
 
 def class_menu(model: Model, value: list[int]) -> gr.Dropdown:
-    menu = entries(model)
-    return gr.Dropdown(menu, value=[menu[i] for i in value], multiselect=True, max_choices=64, label="Classes",
+    return gr.Dropdown(entries(model), value=value, multiselect=True, max_choices=MOST, label="Classes",
                        info="Type to search; pictures show them in turn")  # fmt: skip
 
 
@@ -124,8 +120,7 @@ def class_tab(shop: Shop) -> Desk:
             classes = class_menu(model, first)
             desk.buttons("Draw")
             controls = Controls(model)
-            menu = entries(model)
-            some = [[[menu[i] for i in part]] for part in (first[:1], first[1:3], first[3:7]) if part]
+            some = [[part] for part in (first[:1], first[1:3], first[3:7]) if part]
             gr.Examples(some, [classes], label="Examples", api_visibility="private")
         with gr.Column(scale=3, min_width=320):
             desk.results()
@@ -141,6 +136,8 @@ def text_plan(prompts: str | None, negative: str | None, count: int) -> Plan:
     lines = [line.strip() for line in str(prompts or "").splitlines() if line.strip()]
     if not lines:
         raise ValueError("Write a prompt first.")
+    if len(lines) > MOST:
+        raise ValueError(f"{len(lines)} prompts were written: {MOST} are the most.")
     for text in (*lines, str(negative or "")):
         if len(text) > TEXT_LIMIT:
             raise ValueError(f"A prompt has {len(text)} characters: {TEXT_LIMIT} are the most.")
@@ -223,7 +220,8 @@ def completion_tab(shop: Shop, others: Desk) -> None:
         return planned
 
     def restore(papers: dict) -> list:
-        held = [bound.checked(papers.get(name, 0)) for bound, name in zip(bounds, ("keep_rows", "keep_columns"))]
+        given = papers.get("keep_rows", grid // 2), papers.get("keep_columns", 0)
+        held = [bound.checked(value) for bound, value in zip(bounds, given)]
         return [gr.skip(), *held, known_classes(papers, model)]
 
     def take(drawn: list[Drawn], chosen: int) -> np.ndarray:

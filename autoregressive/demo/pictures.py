@@ -13,6 +13,8 @@ from PIL import Image, ImageOps
 from dataset.augmentation import MAX_ASPECT, center_crop_arr
 from evaluations.images import grid
 
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # not EPS, say, for which Pillow starts another program
+SHEET = 768  # pixels: the side of a sheet that is only looked at for a moment
 LONGEST = 4096  # pixels: the longer side of an upload is brought down to it
 
 
@@ -21,7 +23,7 @@ def opened(path: str | Path | None) -> tuple[Image.Image, str]:
     if path is None:
         raise ValueError("Choose a picture first.")
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=FORMATS) as file:
             size, picture = file.size, ImageOps.exif_transpose(file).convert("RGB")
     except Exception as error:  # from OSError to SyntaxError and struct.error, as the decoder likes
         raise ValueError("This file is not a picture that can be read: choose a PNG, JPEG or WebP of at most "
@@ -56,9 +58,10 @@ def magnified(picture: np.ndarray, side: int) -> np.ndarray:
     return picture.repeat(times, 0).repeat(times, 1)
 
 
-def lay_out(pictures: np.ndarray) -> np.ndarray:
-    """One sheet of them, about square."""
-    return grid(pictures, per_row=ceil(len(pictures) ** 0.5))
+def lay_out(pictures: np.ndarray, side: int) -> np.ndarray:
+    """One sheet of them, about square; each `side` pixels wide, or less where the sheet would become large."""
+    per_row = ceil(len(pictures) ** 0.5)
+    return grid(resized(pictures, min(side, SHEET // per_row)), per_row)
 
 
 def dimmed(picture: np.ndarray, kept: int, codes: int) -> np.ndarray:

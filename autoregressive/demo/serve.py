@@ -57,6 +57,10 @@ def model_of(pipeline: Pipeline, options: App, sampling: SamplingOptions, checkp
     values = {name: getattr(sampling, name) for name in bounds if hasattr(sampling, name)}
     values |= {"top_k": min(sampling.top_k, config.vocab_size), "cfg_interval": max(sampling.cfg_interval, -1),
                "cfg_schedule": sampling.cfg_schedule, "seed": page.seed, "count": min(8, page.max_images)}  # fmt: skip
+    for name, bound in bounds.items():  # in the words of the command line
+        if not bound.low <= values[name] <= bound.high:
+            flag = f"--{name.replace('_', '-')} {values[name]}"
+            raise ValueError(f"{flag}: the page takes {bound.low:g} to {bound.high:g}")
     begins = Settings.checked(values, bounds, sizes)
     return Model(Studio(pipeline, page.at_once), bounds, sizes, begins, Path(checkpoint).name)
 
@@ -68,6 +72,10 @@ def open_shop(options: App) -> Shop:
     pipeline = load_pipeline(gpt, tokenizer, options.machine)
     classes = model_of(pipeline, options, options.sampling, gpt.gpt_ckpt)
     text, no_text, pair = None, NO_TEXT, text_pair(options)
+    if pair is None and options.gpt.gpt_type == "t2i":
+        raise ValueError("--gpt-type t2i: no text-conditional weights are given or found; give --gpt-ckpt and "
+                         "--vq-ckpt, or `python3 scripts/download.py t2i_XL_stage1_256.pt vq_ds16_t2i.pt` "
+                         "fetches published ones")  # fmt: skip
     if pair is not None:
         try:
             pipeline = load_text_pipeline(*pair, options.encoder, options.machine)

@@ -112,6 +112,8 @@ class Studio:
         try:
             while True:
                 frame = frames.get()
+                while not frames.empty():  # whoever reads slowly misses what is old
+                    frame = frames.get()
                 if isinstance(frame, Exception):
                     raise frame
                 yield frame

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from autoregressive.bundled import or_bundled
+from autoregressive.bundled import SIZE, or_bundled
 from autoregressive.demo.options import App
 from autoregressive.options import GPTOptions
 from engine.hub import PUBLISHED
@@ -31,7 +31,7 @@ def class_pair(options: App, folder: Path = FOLDER) -> Pair:
     names = named(gpt.gpt_model, "c2i")
     if found := published_pair(gpt, tokenizer, names, folder / "vq_ds16_c2i.pt"):
         return found
-    if gpt.gpt_model != "auto":
+    if gpt.gpt_model not in ("auto", SIZE):
         fetch = f"`python3 scripts/download.py {names[0]} vq_ds16_c2i.pt` fetches them, or " if names else ""
         raise ValueError(f"--gpt-model {gpt.gpt_model}: {folder} has no published weights of it; {fetch}give yours by "
                          "--gpt-ckpt and --vq-ckpt")  # fmt: skip

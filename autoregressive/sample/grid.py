@@ -67,7 +67,9 @@ def write_grid(
     known, settings = None, {"seed": grid.seed, **asdict(chosen)}
     if prefix is not None:
         known = pipeline.top_codes(prefix, grid.keep_rows, grid.keep_columns)
-        settings |= {"completed": Path(grid.prefix_image).name, "kept_codes": len(known)}
+        rows, columns = divmod(len(known), pipeline.grid)
+        settings |= {"completed": Path(grid.prefix_image).name, "kept_codes": len(known), "keep_rows": rows,
+                     "keep_columns": columns}  # fmt: skip
     for first in range(0, count, grid.batch_size):
         pictures = torch.arange(first, min(first + grid.batch_size, count))
         given = conditions(first, first + len(pictures))

@@ -1,0 +1,67 @@
+"""The pair of models that ships: small, whole, described, and used where no weights are named."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import torch
+from PIL import Image
+from support import ROOT, environment
+
+from autoregressive.bundled import BUNDLED
+from autoregressive.models.generate import Sampling
+from autoregressive.options import GPTOptions, MachineOptions
+from autoregressive.sample.options import SampleC2I, SampleC2IMany
+from autoregressive.sample.pipeline import load_pipeline
+from engine.checkpoint import read_weights
+from tokenizer.tokenizer_image.vq_options import TokenizerOptions
+
+MACHINE = MachineOptions(device="cpu", precision="none")
+
+
+def pair() -> tuple[GPTOptions, TokenizerOptions]:
+    options = SampleC2I()
+    return options.gpt, options.tokenizer
+
+
+def test_it_is_at_most_15_mb_of_safetensors():
+    files = [path for path in BUNDLED.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 15_000_000
+    assert {path.suffix for path in files} == {".safetensors", ".json", ".md"}
+
+
+def test_samplers_take_it_where_no_weights_are_named():
+    for options in (SampleC2I(), SampleC2IMany()):
+        assert options.gpt.gpt_ckpt == str(BUNDLED / "gpt") and options.tokenizer.vq_ckpt == str(BUNDLED / "tokenizer")
+    assert SampleC2I(GPTOptions(gpt_ckpt="mine.pt")).tokenizer.vq_ckpt is None, "yours is not paired with it"
+
+
+def test_its_card_says_what_a_user_must_know():
+    card = (BUNDLED / "README.md").read_text()
+    for word in ("CIFAR-10", "scripts/train_demo_cifar10.sh", "seed", "hours", "classifier", "held-out"):
+        assert word in card, word
+    share = re.search(r"(0\.\d+) of the generated pictures", card)
+    assert share and float(share[1]) >= 0.6, "the mark of a pair trained on CPUs"
+    for part in ("gpt", "tokenizer"):
+        meta = json.loads((BUNDLED / part / "config.json").read_text())
+        assert meta == read_weights(str(BUNDLED / part)).meta
+
+
+def test_a_picture_is_drawn_and_read_again():
+    pipeline = load_pipeline(*pair(), MACHINE)
+    assert pipeline.class_names[0] == "airplane" and len(pipeline.class_names) == 10
+    codes = pipeline.codes(pipeline.labels(["ship", "horse"]), Sampling(cfg_scale=4.0), seed=0)
+    pictures = pipeline.to_pictures(codes)
+    assert pictures.shape == (2, 32, 32, 3) and pictures.std() > 20
+    again = pipeline.to_pictures(torch.stack([pipeline.encode(Image.fromarray(each)) for each in pictures]))
+    error = np.square(again.astype(float) - pictures).mean()
+    assert 10 * np.log10(255**2 / error) > 18, "in dB: its own pictures come through the tokenizer"
+
+
+def test_the_sampler_without_flags_leaves_a_grid(tmp_path):
+    command = [sys.executable, str(ROOT / "autoregressive/sample/sample_c2i.py"), "--precision", "none"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, env=environment())
+    picture = Image.open(tmp_path / "sample_c2i.png")
+    assert picture.width > 4 * 32 and json.loads(picture.text["settings"])["classes"][0] == "airplane"
