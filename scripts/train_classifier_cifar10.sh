@@ -8,7 +8,7 @@
 # --out DIR               where everything goes (results_cifar10); a second call with the same flags goes on
 # --max-minutes N         stop after about N minutes with everything saved
 # --classifier-steps N    steps of 256 pictures for each classifier (3000; on CPUs 1500 for A and 2000 for B)
-# --only a                one of the two
+# --only NAME             a or b alone
 # --quick                 narrow networks and a few steps: shows that it works, not how well
 flags="data-path out max-minutes classifier-steps only"
 data_path="" out=results_cifar10 max_minutes="" classifier_steps="" only="" quick=""
@@ -16,6 +16,7 @@ width_a=64 width_b=48 steps_a=3000 steps_b=3000 classifier_batch=256
 quick_settings() { classifier_steps=20 width_a=16 width_b=12 classifier_batch=32; }
 source "$(dirname "$0")/recipe.sh"
 options "$@"
+[[ -z $only || $only = [ab] ]] || fail "--only $only: a or b"
 [ -n "$quick" ] || on_gpu || { width_a=32 steps_a=1500 steps_b=2000; }
 
 classifier() { # NAME WIDTH STEPS SEED

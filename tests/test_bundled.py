@@ -6,14 +6,16 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from support import ROOT, environment
 
-from autoregressive.bundled import BUNDLED
+from autoregressive.bundled import BUNDLED, or_bundled
 from autoregressive.models.generate import Sampling
 from autoregressive.options import GPTOptions, MachineOptions
-from autoregressive.sample.options import SampleC2I, SampleC2IMany
+from autoregressive.sample.many import sample_many
+from autoregressive.sample.options import ManyOptions, SampleC2IMany
 from autoregressive.sample.pipeline import load_pipeline
 from engine.checkpoint import read_weights
 from tokenizer.tokenizer_image.vq_options import TokenizerOptions
@@ -22,8 +24,7 @@ MACHINE = MachineOptions(device="cpu", precision="none")
 
 
 def pair() -> tuple[GPTOptions, TokenizerOptions]:
-    options = SampleC2I()
-    return options.gpt, options.tokenizer
+    return or_bundled(GPTOptions(), TokenizerOptions())
 
 
 def test_it_is_at_most_15_mb_of_safetensors():
@@ -32,10 +33,12 @@ def test_it_is_at_most_15_mb_of_safetensors():
     assert {path.suffix for path in files} == {".safetensors", ".json", ".md"}
 
 
-def test_samplers_take_it_where_no_weights_are_named():
-    for options in (SampleC2I(), SampleC2IMany()):
-        assert options.gpt.gpt_ckpt == str(BUNDLED / "gpt") and options.tokenizer.vq_ckpt == str(BUNDLED / "tokenizer")
-    assert SampleC2I(GPTOptions(gpt_ckpt="mine.pt")).tokenizer.vq_ckpt is None, "yours is not paired with it"
+def test_pictures_by_the_thousand_take_it_where_no_weights_are_named(tmp_path):
+    many = ManyOptions(image_size_eval=32, sample_dir=str(tmp_path), num_fid_samples=2)
+    npz = sample_many(SampleC2IMany(machine=MACHINE, many=many))
+    assert npz.name.startswith("GPT-5M-gpt-size-32-") and np.load(npz)["arr_0"].shape == (2, 32, 32, 3)
+    with pytest.raises(ValueError, match="--vq-ckpt: give"):  # yours is not paired with it
+        sample_many(SampleC2IMany(GPTOptions(gpt_ckpt="mine.pt"), machine=MACHINE, many=many))
 
 
 def test_its_card_says_what_a_user_must_know():

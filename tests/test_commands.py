@@ -77,8 +77,6 @@ OTHER_DEFAULTS: dict[tuple[str, str], str] = {
     ("autoregressive/train/extract_codes_t2i.py", "--data-start"): "the same",
     ("autoregressive/sample/sample_t2i_ddp.py", "--prompt-csv"): "a list of our own ships",
     ("autoregressive/train/train_c2i_fsdp.py", "--no-wandb"): "nothing is sent anywhere but with --wandb",
-    **{(f"autoregressive/sample/{command}.py", flag): "the pair that ships, where no weights are named"
-       for command in ("sample_c2i", "sample_c2i_ddp") for flag in ("--gpt-ckpt", "--vq-ckpt")},
 }
 
 

@@ -11,6 +11,7 @@ from autoregressive.demo.settings import Number, Settings, numbers, sizes_for
 from autoregressive.demo.studio import Jobs, Studio
 from autoregressive.demo.weights import class_pair, text_pair
 from autoregressive.options import SamplingOptions
+from autoregressive.sample.options import SampleT2I
 from autoregressive.sample.pipeline import Pipeline, load_pipeline, load_text_pipeline
 
 MISSING = "the page needs gradio: pip install 'llamagen[demo]'"
@@ -79,7 +80,7 @@ def open_shop(options: App) -> Shop:
     if pair is not None:
         try:
             pipeline = load_text_pipeline(*pair, options.encoder, options.machine)
-            sampling = options.sampling if options.gpt.gpt_type == "t2i" else SamplingOptions(cfg_scale=7.5, top_k=1000)
+            sampling = options.sampling if options.gpt.gpt_type == "t2i" else SampleT2I().sampling
             text = model_of(pipeline, options, sampling, pair[0].gpt_ckpt)
         except (ValueError, OSError) as error:
             if options.gpt.gpt_type == "t2i":  # it was asked for

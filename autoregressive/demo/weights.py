@@ -6,11 +6,11 @@ from pathlib import Path
 from autoregressive.bundled import SIZE, or_bundled
 from autoregressive.demo.options import App
 from autoregressive.options import GPTOptions
+from autoregressive.sample.options import text_gpt
 from engine.hub import PUBLISHED
 from tokenizer.tokenizer_image.vq_options import TokenizerOptions
 
 FOLDER = Path("pretrained_models")
-CAPTION_TOKENS = 120  # of published t2i models
 Pair = tuple[GPTOptions, TokenizerOptions]
 
 
@@ -42,9 +42,9 @@ def text_pair(options: App, folder: Path = FOLDER) -> Pair | None:
     """The text-conditional ones; None where none are given or found."""
     gpt, tokenizer = options.gpt, options.tokenizer
     if gpt.gpt_type != "t2i":
-        gpt, tokenizer = GPTOptions(gpt_type="t2i"), TokenizerOptions()
+        gpt, tokenizer = text_gpt(), TokenizerOptions()
     if gpt.cls_token_num == 1:  # the flag's default, which is the other kind's
-        gpt = replace(gpt, cls_token_num=CAPTION_TOKENS)
+        gpt = replace(gpt, cls_token_num=text_gpt().cls_token_num)
     if gpt.gpt_ckpt or tokenizer.vq_ckpt:
         return gpt, tokenizer
     return published_pair(gpt, tokenizer, named(gpt.gpt_model, "t2i"), folder / "vq_ds16_t2i.pt")

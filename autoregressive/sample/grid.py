@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from autoregressive.bundled import or_bundled
 from autoregressive.options import SamplingOptions
 from autoregressive.sample.options import PromptGridOptions, SampleC2I, SampleT2I, SheetOptions
 from autoregressive.sample.pipeline import Pipeline, load_pipeline, load_text_pipeline, sampling_from
@@ -26,7 +27,7 @@ def sample_grid(options: SampleC2I) -> None:
     grid = options.grid
     check_places(grid)
     prefix, began = read_prefix(grid), time.perf_counter()
-    pipeline = load_pipeline(options.gpt, options.tokenizer, options.machine)
+    pipeline = load_pipeline(*or_bundled(options.gpt, options.tokenizer), options.machine)
     labels = pipeline.labels(repeated(grid.labels or default_classes(pipeline), grid.num_images))
     names = [pipeline.class_names[i] for i in labels.tolist()]
 

@@ -5,7 +5,7 @@ changes it, and what is already on disk need not be sampled again.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from autoregressive.bundled import or_bundled
 from autoregressive.options import GPTOptions
 from autoregressive.sample.options import BatchOptions, SampleC2IMany, SampleT2IMany
 from autoregressive.sample.pipeline import Pipeline, load_pipeline, sampling_from
@@ -51,6 +52,8 @@ def labels_for(count: int, classes: int, seed: int, balance: bool) -> np.ndarray
 def sample_many(options: SampleC2IMany) -> Path:
     """What the sampler does; the npz."""
     context = setup(options.machine.device)
+    gpt, tokenizer = or_bundled(options.gpt, options.tokenizer)
+    options = replace(options, gpt=gpt, tokenizer=tokenizer)  # they name the folder
     npz = sample_into(load_pipeline(options.gpt, options.tokenizer, options.machine, context.device), options, context)
     leave()
     return npz

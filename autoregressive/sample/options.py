@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 
-from autoregressive.bundled import or_bundled
 from autoregressive.options import EncoderOptions, GPTOptions, MachineOptions, SamplingOptions
 from engine.config import Auto
 from engine.options import at_least
@@ -79,9 +78,6 @@ class SampleC2I:
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     grid: GridOptions = field(default_factory=GridOptions)
 
-    def __post_init__(self):
-        self.gpt, self.tokenizer = or_bundled(self.gpt, self.tokenizer)
-
 
 def text_gpt() -> GPTOptions:
     return GPTOptions(gpt_type="t2i", cls_token_num=120)
@@ -147,9 +143,6 @@ class SampleC2IMany:
     machine: MachineOptions = field(default_factory=lambda: MachineOptions(compile=True))
     sampling: SamplingOptions = field(default_factory=lambda: SamplingOptions(cfg_scale=1.5, top_k=0))
     many: ManyOptions = field(default_factory=ManyOptions)
-
-    def __post_init__(self):
-        self.gpt, self.tokenizer = or_bundled(self.gpt, self.tokenizer)
 
 
 @dataclass
