@@ -62,11 +62,16 @@ def to_tensor(pil_image: Image.Image) -> np.ndarray:
     return array
 
 
-def _resize_short_side(pil_image: Image.Image, size: int) -> Image.Image:
+def check_aspect(pil_image: Image.Image) -> None:
+    """ValueError for a picture that is too long for its width to be cut to a square."""
     width, height = pil_image.size
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise ValueError(f"a picture of {width} x {height} pixels: its long side may be {MAX_ASPECT} times the short "
                          "one, crop it or remove it")  # fmt: skip
+
+
+def _resize_short_side(pil_image: Image.Image, size: int) -> Image.Image:
+    check_aspect(pil_image)
     # Pillow's BICUBIC does not average over far larger areas as well as repeated halving does.
     while min(pil_image.size) >= 2 * size:
         pil_image = pil_image.resize(tuple(side // 2 for side in pil_image.size), Image.Resampling.BOX)

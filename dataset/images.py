@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
@@ -79,11 +79,12 @@ class ArraySource:
         return Image.fromarray(self.pictures[row])
 
 
-def read_rgb(path: str) -> Image.Image:
-    """Any picture file as RGB."""
+def read_rgb(path: str | Path, upright: bool = False, formats: Sequence[str] | None = None) -> Image.Image:
+    """A picture file as RGB, of any format or of these. upright: turned as its EXIF data say; the published training
+    takes pictures as they are stored."""
     try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
+        with Image.open(path, formats=formats) as picture:
+            return (ImageOps.exif_transpose(picture) if upright else picture).convert("RGB")
     except Exception as error:  # from OSError to SyntaxError and struct.error, as the decoder likes
         raise ValueError(f"{path}: not a readable picture ({error})") from error
 

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -45,17 +46,25 @@ class Tokenize:
 
     def all(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of each caption; says once if some were cut."""
-        if not texts:
-            return []
-        texts = [self.cleaned(text) for text in texts]
-        # Cut by hand, as the tokenizer does it, but counted.
-        rows = self.tokenizer(texts, truncation=False, padding=False, return_attention_mask=False)["input_ids"]
+        rows = self._whole(texts)
         long = [row for row in rows if len(row) > self.max_length]
         if long and not self.cut:
             warnings.warn(f"{len(long)} of {len(rows)} captions have more than {self.max_length} tokens (the longest "
                           f"{max(map(len, long))}): what comes after them is not read", stacklevel=2)  # fmt: skip
         self.cut += len(long)
+        # Cut by hand, as the tokenizer does it, but counted.
         return [row if len(row) <= self.max_length else [*row[: self.max_length - 1], row[-1]] for row in rows]
+
+    def long(self, texts: Sequence[str]) -> list[str]:
+        """Those of the captions that are cut."""
+        return [text for text, row in zip(texts, self._whole(texts)) if len(row) > self.max_length]
+
+    def _whole(self, texts: Sequence[str]) -> list[list[int]]:
+        """All tokens of each caption."""
+        if not texts:
+            return []
+        texts = [self.cleaned(text) for text in texts]
+        return self.tokenizer(texts, truncation=False, padding=False, return_attention_mask=False)["input_ids"]
 
 
 class TextEncoder:
@@ -197,6 +206,32 @@ def find_encoder(name: str, folder: str | Path | None, flag: str) -> str:
         return name
     raise ValueError(f"{flag} {name}: neither a folder (nor is {below}) nor the name of a T5 encoder; give a folder, "
                      f"one of {', '.join(HUB)}, or an id of the Hub such as google/flan-t5-small")  # fmt: skip
+
+
+def at_hand(name: str, folder: str | Path | None, flag: str = "--t5-model-type") -> bool:
+    """Whether the encoder would be read from this machine: from a folder, or from what was fetched from the Hub."""
+    place = find_encoder(name, folder, flag)
+    if Path(place).is_dir():
+        return True
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:  # which transformers needs
+        return False
+    whole = ("model.safetensors", "pytorch_model.bin")
+    files = (*whole, *(f"{file}.index.json" for file in whole))
+    return any(isinstance(try_to_load_from_cache(place, file), str) for file in files)
+
+
+def lacking() -> list[str]:
+    """Packages that the encoder needs and that are not installed."""
+    return [package for package in ("transformers", "sentencepiece", "google.protobuf") if not installed(package)]
+
+
+def installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ImportError:  # the package around it is missing
+        return False
 
 
 def check_folder(folder: Path, what: str, flag: str) -> None:

@@ -9,7 +9,8 @@ from time import sleep
 from tiny_pipeline import ENCODER, MACHINE, options, write_files, write_text_files
 
 from autoregressive.demo.options import App, PageOptions
-from autoregressive.demo.serve import Shop, listen, model_of, open_shop
+from autoregressive.demo.serve import listen
+from autoregressive.demo.shop import Shop, model_of, open_shop
 from autoregressive.models.runners import EagerRunner
 from autoregressive.options import SamplingOptions
 from autoregressive.sample.pipeline import load_text_pipeline

@@ -13,10 +13,11 @@ from PIL import Image
 from tiny_pipeline import MACHINE, options, write_files
 
 from autoregressive.demo.options import App, PageOptions
-from autoregressive.demo.serve import Shop, open_shop
-from autoregressive.demo.settings import read_settings
+from autoregressive.demo.shop import Shop, open_shop
+from autoregressive.demo.studio import Sitting
 from autoregressive.models.generate import Sampling
 from autoregressive.options import GPTOptions, SamplingOptions
+from autoregressive.sample.drawn import read_settings
 from autoregressive.sample.grid import sample_grid
 from autoregressive.sample.options import GridOptions, SampleC2I
 from engine.config import parse
@@ -112,19 +113,25 @@ def test_larger_pictures_are_the_same_ones_enlarged(url, shop):
         ({"classes": ["dragon"]}, "dragon"),
         ({"classes": []}, "at least one class"),
         ({"classes": None}, "at least one class"),
-        ({"classes": [{"a": 1}]}, "not in the list"),
-        ({"classes": 3}, ""),
+        ({"classes": [{"a": 1}]}, "Classes [{'a': 1}]: must be a list of numbers or names"),
+        ({"classes": 3}, "Classes 3: must be a list"),
+        ({"classes": [10]}, "this model has classes 0 to 9"),
+        ({"classes": [0] * 65}, "64 are the most"),
         ({"count": 7}, "7"),
         ({"count": 1.5}, "whole number"),
-        ({"count": None}, ""),
-        ({"seed": -1}, "-1"),
-        ({"seed": 2**60}, str(2**60)),
-        ({"cfg_scale": 1e9}, "20"),
-        ({"cfg_scale": "much"}, ""),
+        ({"count": None}, "Pictures None: must be a whole number from 1 to 6"),
+        ({"seed": -1}, "Seed -1: "),
+        ({"seed": None}, "Seed None: "),
+        ({"seed": 2**60}, f"Seed {2**60}: "),
+        ({"cfg_scale": 1e9}, "Guidance 1000000000"),
+        ({"cfg_scale": "much"}, "Guidance 'much': must be a number from 1 to 20"),
+        ({"cfg_scale": [4]}, "Guidance [4]: "),
         ({"cfg_scale": float("nan")}, "Guidance nan"),
-        ({"top_k": 300}, "256"),
-        ({"cfg_schedule": "cubic"}, "cubic"),
-        ({"size": 100000}, "100000"),
+        ({"top_k": 300}, "Top-k 300: must be a whole number from 0 to 256"),
+        ({"cfg_schedule": "cubic"}, "Schedule 'cubic': choose one of"),
+        ({"cfg_schedule": None}, "Schedule None: "),
+        ({"size": 100000}, "Size 100000: choose one of"),
+        ({"size": "16"}, "Size '16': "),
     ],
 )
 def test_what_the_controls_do_not_allow_is_said_and_the_server_goes_on(values, word, url, shop):
@@ -137,8 +144,9 @@ def test_a_path_from_the_browser_is_not_read(url, tmp_path):
     secret = tmp_path / "secret.png"
     secret.write_bytes(png(16, 16, 3))
     for path in (str(secret), "/etc/passwd", "../../etc/passwd"):
-        kind, data = call(url, "tokenize", [{"path": path, **FILE}])
-        assert kind == "error" and "not uploaded by a user" in data["error"]
+        for name, others in (("tokenize", []), ("draw_completion", [1, 0, *DRAW.values()])):
+            kind, data = call(url, name, [{"path": path, **FILE}, *others])
+            assert kind == "error" and "not uploaded by a user" in data["error"]
     for address in (f"{url}gradio_api/file={secret}", f"{url}gradio_api/file=/etc/passwd"):
         with pytest.raises(urllib.error.HTTPError, match="403"):
             urllib.request.urlopen(address)
@@ -195,6 +203,28 @@ def test_two_visitors_at_once_get_their_own_pictures(url, shop):
         assert same(pictures(url, data), expected(shop, seed=seed))
 
 
+def test_no_more_draw_at_once_than_the_page_was_told_whatever_they_draw(tmp_path, monkeypatch):
+    at_work, most, sit = [], [], Sitting.draw
+
+    def counted(self, *given):
+        at_work.append(self)
+        most.append(len(at_work))
+        sit(self, *given)
+        at_work.remove(self)
+
+    monkeypatch.setattr(Sitting, "draw", counted)
+    shop = tiny_shop(tmp_path, page=PageOptions(max_images=6, at_once=1))
+    with listening(shop) as url, slowly(0.02):
+        picture = uploaded(url, png(16, 16, 3), "a.png")
+        calls = [("draw_classes", [*DRAW.values()]), ("draw_completion", [picture, 1, 0, *DRAW.values()])]
+        visitors = [threading.Thread(target=call, args=(url, *each)) for each in calls]
+        for visitor in visitors:
+            visitor.start()
+        for visitor in visitors:
+            visitor.join()
+    assert most == [1, 1]
+
+
 def test_no_more_than_the_queue_holds_are_let_in(tmp_path):
     shop = tiny_shop(tmp_path, page=PageOptions(max_images=6, at_once=1, max_queue=2))
     with listening(shop) as url, slowly(0.2):
@@ -247,5 +277,5 @@ def test_a_png_of_the_command_line_can_be_drawn_again(shop, tmp_path):
         assert (settings.seed, settings.top_k, settings.cfg_scale, settings.count) == (3, 256, 4.0, 6)
     assert known_classes({"labels": [3, 0]}, shop.classes) == [3, 0]
     for wrong in ({}, {"classes": []}, {"classes": "dragon"}, {"classes": [{"a": 1}]}):
-        with pytest.raises(ValueError, match="name no classes|unknown"):
+        with pytest.raises(ValueError, match="name no classes|unknown|must be a list"):
             known_classes(wrong, shop.classes)

@@ -4,13 +4,15 @@ import io
 import json
 import shutil
 from pathlib import Path
+from time import sleep
 
 import numpy as np
 import pytest
 from app_server import listening, slowly, tiny_shop
 from PIL import Image
 
-from autoregressive.demo.serve import Shop
+from autoregressive.demo.options import PageOptions
+from autoregressive.demo.shop import Shop
 from autoregressive.models.generate import Sampling
 from golden.fill import uniform
 
@@ -194,11 +196,59 @@ def test_an_example_fills_the_classes_in(page, shop):
     assert np.array_equal(small(draw(panel, count=2, seed=1)), wanted(shop, (1, 2), 1))
 
 
+@pytest.mark.parametrize("name", ["Classes", "Prompts", "Completion"])
+@pytest.mark.parametrize("way", ["stop", "closing"])
+def test_stop_and_closing_the_page_end_a_drawing_in_every_tab(way, name, browser, url, tmp_path):
+    page, steps = opened(browser, url), []
+    panel = tab(page, name)
+    if name == "Prompts":
+        panel.get_by_label("Prompts").fill("a red bird")
+    if name == "Completion":
+        upload(panel, picture_file(tmp_path))
+        setting(panel, "Rows kept").fill("1")
+        panel.locator(".kept img").wait_for()
+    with slowly(0.5, steps.append):
+        press(panel, "Complete" if name == "Completion" else "Draw")
+        status(panel, "Code")
+        if way == "stop":
+            press(panel, "Stop")
+            status(panel, "Stopped after")
+        else:
+            page.context.close()
+            sleep(1)  # until the server has seen it
+        begun = len(steps)
+        sleep(1.5)
+        assert len(steps) <= begun + (way == "closing") and begun < 10, "no step more"
+    if way == "stop":
+        page.context.close()
+
+
+def test_whoever_comes_to_a_full_queue_is_told_so(browser, tmp_path):
+    shop = tiny_shop(tmp_path, page=PageOptions(max_images=6, at_once=1, max_queue=1))
+    with listening(shop) as url, slowly(0.5):
+        pages = [opened(browser, url) for _ in range(3)]
+        panels = [tab(page, "Classes") for page in pages]
+        press(panels[0], "Draw")
+        status(panels[0], "Code")
+        press(panels[1], "Draw")
+        status(panels[1], "Waiting")
+        pages[1].wait_for_timeout(500)
+        press(panels[2], "Draw")
+        status(panels[2], "Nothing was drawn: see the message")
+        assert "busy" in pages[2].get_by_test_id("toast-body").inner_text()
+        for panel in panels[:2]:
+            press(panel, "Stop")
+        for panel in panels[:2]:
+            status(panel, "Stopped")
+        for page in pages:
+            page.context.close()
+
+
 def test_prompts_are_drawn(page, shop):
     panel = tab(page, "Prompts")
     press(panel, "Draw")
     page.get_by_text("Write a prompt first.").wait_for()
-    status(panel, "That did not work")
+    status(panel, "Nothing was drawn")
     panel.get_by_label("Prompts").fill("a red bird\na whale")
     found = draw(panel, count=2, seed=1)
     papers = json.loads(found[1].text["settings"])
@@ -208,6 +258,9 @@ def test_prompts_are_drawn(page, shop):
     pictures = [Image.fromarray(each).resize((256, 256), Image.Resampling.BICUBIC)
                 for each in pipeline.to_pictures(codes)]  # fmt: skip
     assert np.array_equal(small(found), small(pictures))
+    panel.get_by_label("Prompts").fill("bird " * 150)
+    press(panel, "Draw")
+    assert "Of 1 prompts only the first 120 tokens were read." in status(panel, "Of 1 prompts")
 
 
 def test_a_page_without_a_text_model_says_what_is_missing(browser, tmp_path):
@@ -221,8 +274,7 @@ def test_a_page_without_a_text_model_says_what_is_missing(browser, tmp_path):
 def test_a_picture_is_completed(page, shop, tmp_path):
     panel = tab(page, "Completion")
     upload(panel, picture_file(tmp_path))
-    kept = panel.get_by_role("img").or_(panel.locator("img")).nth(1)
-    kept.wait_for()
+    panel.locator(".kept img").wait_for()
     setting(panel, "Rows kept").fill("1")
     setting(panel, "Codes kept of the next row").fill("3")
     setting(panel, "Codes kept of the next row").blur()
@@ -235,6 +287,30 @@ def test_a_picture_is_completed(page, shop, tmp_path):
     assert np.array_equal(small(found), small(pictures))
 
 
+def test_a_completion_is_drawn_again_from_its_file_alone(page, shop, tmp_path):
+    panel = tab(page, "Completion")
+    upload(panel, picture_file(tmp_path))
+    panel.locator(".kept img").wait_for()
+    setting(panel, "Rows kept").fill("1")
+    first = draw(panel, count=2, seed=4, go="Complete")
+    (tmp_path / "mine.png").write_bytes(
+        page.request.get(panel.locator(".gallery-container img").first.get_attribute("src")).body()
+    )
+    page.reload()
+    panel = tab(page, "Completion")
+    panel.locator("input[type=file]").last.set_input_files(tmp_path / "mine.png")
+    panel.locator(".kept img").wait_for()
+    assert setting(panel, "Rows kept").input_value() == "1"
+    for _ in range(2):
+        press(panel, "Complete")
+        status(panel, "Done")
+        panel.locator(".gallery-container img").nth(1).wait_for()
+        assert np.array_equal(small(gallery(panel)), small(first)), "of the same codes, not of their pixels"
+        setting(panel, "Rows kept").fill("2")
+        press(panel, "Again with these settings")
+        page.wait_for_function("f => f.value == '1'", arg=setting(panel, "Rows kept").element_handle())
+
+
 def test_a_picture_that_was_drawn_is_picked_for_completion(page, shop):
     press(tab(page, "Completion"), "Take the picture chosen under Classes")
     page.get_by_text("Draw some pictures under Classes first.").wait_for()
@@ -243,11 +319,11 @@ def test_a_picture_that_was_drawn_is_picked_for_completion(page, shop):
     drawn.locator(".gallery-container img").nth(1).click()
     panel = tab(page, "Completion")
     press(panel, "Take the picture chosen under Classes")
-    panel.locator("img").nth(1).wait_for()
+    panel.locator(".kept img").wait_for()
     found = draw(panel, count=1, seed=1, go="Complete")
     pipeline = shop.classes.pipeline
-    source = Image.fromarray(pipeline.sample((0, 1), Sampling(4.0, top_k=256), 1)[1])
-    codes = pipeline.codes(pipeline.labels([0]), Sampling(4.0, top_k=256), 1, known=pipeline.top_codes(source))
+    source = pipeline.codes(pipeline.labels([0, 1]), Sampling(4.0, top_k=256), 1)[1]
+    codes = pipeline.codes(pipeline.labels([0]), Sampling(4.0, top_k=256), 1, known=source[:8])
     picture = Image.fromarray(pipeline.to_pictures(codes)[0]).resize((256, 256), Image.Resampling.BICUBIC)
     assert np.array_equal(small(found)[0], np.asarray(picture))
 

@@ -4,7 +4,6 @@ Nothing that comes from a browser is trusted: numbers are checked against their 
 What is wrong is said on the page, and the server goes on.
 """
 
-import json
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,15 +14,21 @@ from tempfile import TemporaryDirectory
 
 import gradio as gr
 import numpy as np
+import torch
+from PIL import Image
 from torch import Tensor
 
-from autoregressive.demo.pictures import lay_out, resized
-from autoregressive.demo.serve import Model
-from autoregressive.demo.settings import SEEDS, Settings, read_settings
+from autoregressive.demo.pictures import lay_out
+from autoregressive.demo.settings import SEEDS, Settings
+from autoregressive.demo.shop import Model
 from autoregressive.demo.studio import Frame, Jobs
 from autoregressive.models.generate import SCHEDULES
+from autoregressive.sample.drawn import metadata, read_settings, resized, save_drawn
 from autoregressive.sample.pipeline import Pipeline
-from evaluations.images import save_png
+
+# What is done at once does not wait for those that draw. But it goes through the queue, since Gradio's page shows no
+# errors of what does not.
+LIGHT = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
 
 
 @dataclass
@@ -39,10 +44,17 @@ class Plan:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A picture that was drawn in this session."""
+    """A picture that was drawn in this session: a few kilobytes, since many are held for many visitors."""
 
-    picture: np.ndarray  # uint8 [S, S, 3], as the model draws it
+    codes: np.ndarray  # int32 [N]
     papers: dict
+
+    def png(self, pipeline: Pipeline, side: int) -> Image.Image:
+        """With what save_drawn() writes beside the pixels."""
+        picture = pipeline.to_pictures(torch.from_numpy(self.codes).long()[None])
+        image = Image.fromarray(resized(picture, side)[0])
+        image.info = metadata(self.papers, self.codes, pipeline)
+        return image
 
 
 @contextmanager
@@ -52,6 +64,12 @@ def said() -> Iterator[None]:
         yield
     except ValueError as error:
         raise gr.Error(escape(str(error), quote=False), print_exception=False, title="That does not work") from error
+
+
+def raw(component: gr.components.Component) -> gr.components.Component:
+    """Its value as a browser sends it, anything that JSON can hold: what is wrong with it is said in our words."""
+    component.preprocess = lambda payload: payload
+    return component
 
 
 def visitor(request: gr.Request) -> str:
@@ -66,26 +84,27 @@ class Controls:
         self.named: dict[str, gr.components.Component] = {}
         self._number("count", begins)
         with gr.Row(equal_height=True):
-            self.named["seed"] = gr.Number(begins["seed"], label="Seed", precision=0, minimum=0, maximum=SEEDS,
-                                           min_width=140)  # fmt: skip
+            self.named["seed"] = raw(gr.Number(begins["seed"], label="Seed", precision=0, minimum=0, maximum=SEEDS,
+                                               min_width=140))  # fmt: skip
             dice = gr.Button("⚄ New seed", min_width=140)
         with gr.Accordion("Sampling settings", open=False):
             for name in ("cfg_scale", "temperature", "top_k", "top_p"):
                 self._number(name, begins)
-            self.named["cfg_schedule"] = gr.Dropdown(list(SCHEDULES), value=begins["cfg_schedule"],
-                                                     label="Guidance schedule")  # fmt: skip
+            self.named["cfg_schedule"] = raw(gr.Dropdown(list(SCHEDULES), value=begins["cfg_schedule"],
+                                                         label="Guidance schedule"))  # fmt: skip
             for name in ("cfg_power", "cfg_interval"):
                 self._number(name, begins)
             sizes = [(f"{size} px" + " (the model's)" * (size == model.pipeline.gpt.image_size), size)
                      for size in sorted(model.sizes)]  # fmt: skip
-            self.named["size"] = gr.Dropdown(sizes, value=begins["size"], label="Size",
-                                             info="Larger ones are enlarged, not drawn finer")  # fmt: skip
-        dice.click(lambda: secrets.randbelow(2**31), outputs=self.named["seed"], api_visibility="private")
+            self.named["size"] = raw(gr.Dropdown(sizes, value=begins["size"], label="Size",
+                                                 info="Larger ones are enlarged, not drawn finer"))  # fmt: skip
+        dice.click(lambda: secrets.randbelow(2**31), outputs=self.named["seed"], queue=False,
+                   api_visibility="private")  # fmt: skip
 
     def _number(self, name: str, begins: dict) -> None:
         bound = self.model.bounds[name]
-        self.named[name] = gr.Slider(bound.low, bound.high, begins[name], step=bound.step, label=bound.label,
-                                     info=bound.info or None)  # fmt: skip
+        self.named[name] = raw(gr.Slider(bound.low, bound.high, begins[name], step=bound.step, label=bound.label,
+                                         info=bound.info or None))  # fmt: skip
 
     def settings(self, data: dict) -> Settings:
         return self.checked({name: data[control] for name, control in self.named.items()})
@@ -128,61 +147,67 @@ class Desk:
             self.from_file = gr.UploadButton("Settings of a PNG …", file_types=[".png"], min_width=160)
 
     def wire(self, controls: Controls, inputs: list, plan: Callable[[dict, int], Plan],
-             restore: Callable[[dict], list]) -> None:  # fmt: skip
-        """plan(data, count): what is drawn, from the values of `inputs`; restore(papers): their values from a picture's
-        papers. Both may raise ValueError."""
+             restore: Callable[[dict, Image.Image | str], list]) -> None:  # fmt: skip
+        """plan(data, count): what is drawn, from the values of `inputs`; restore(papers, picture): their values from a
+        picture and its papers. Both may raise ValueError."""
 
         def announce(request: gr.Request) -> str:
             self.jobs.announce(f"{visitor(request)}/{self.place}")
             return bar_of(Frame("waiting"))
 
         def draw(data: dict, request: gr.Request) -> Iterator[tuple]:
-            try:
-                yield from drawing(data, request)
-            except ValueError as error:
-                yield bar_of(Frame("refused")), gr.update(visible=False), gr.skip(), gr.skip()
-                with said():
-                    raise error
-
-        def drawing(data: dict, request: gr.Request) -> Iterator[tuple]:
-            with self.jobs.begin(f"{visitor(request)}/{self.place}") as stop:
+            with said(), self.jobs.begin(f"{visitor(request)}/{self.place}") as stop:
                 settings = controls.settings(data)
                 planned = plan(data, settings.count)
-                frames = self.model.studio.draw(stop, planned.conditions, settings.sampling(), settings.seed,
-                                                planned.known)  # fmt: skip
+                frames = self.model.studio.draw(stop, planned.conditions, settings, settings.seed, planned.known)
                 for frame in frames:
                     if frame.state == "done":
                         yield from self._done(frame, planned, settings)
                     else:
                         yield bar_of(frame), self._shown(frame, settings), gr.skip(), gr.skip()
 
+        def refuse() -> tuple:
+            return bar_of(Frame("refused")), gr.update(visible=False)
+
         def stop(request: gr.Request) -> None:
             self.jobs.stop(f"{visitor(request)}/{self.place}")
 
-        def values_of(papers: dict) -> list:
-            with said():
-                settings = asdict(controls.restored(papers))
-                return [*(settings[name] for name in controls.named), *restore(papers)]
+        def values_of(papers: dict, picture: Image.Image | str) -> list:
+            settings = asdict(controls.restored(papers))
+            return [*(settings[name] for name in controls.named), *restore(papers, picture)]
 
         def repeat(drawn: list[Drawn], chosen: int) -> list:
             with said():
                 if not drawn:
                     raise ValueError("There is no picture yet whose settings could be taken.")
-                return values_of(drawn[min(chosen, len(drawn) - 1)].papers)
+                one = self.picked(drawn, chosen)
+                return values_of(one.papers, one.png(self.model.pipeline, self.shown))
 
-        def load(path: str | None) -> list:
+        def load(path: str) -> list:
             with said():
-                return values_of(read_settings(path))
+                return values_of(read_settings(path), path)
 
         click = self.draw_button.click(announce, outputs=self.bar, queue=False, api_visibility="private")
-        click.then(draw, {*controls.named.values(), *inputs}, [self.bar, self.preview, self.gallery, self.drawn],
-                   show_progress="hidden", concurrency_id=f"draw {id(self.model)}",
-                   concurrency_limit=self.model.studio.at_once, api_name=f"draw_{self.place}")  # fmt: skip
+        drawing = click.then(draw, {*controls.named.values(), *inputs},
+                             [self.bar, self.preview, self.gallery, self.drawn], show_progress="hidden",
+                             concurrency_id="draw", concurrency_limit=self.model.studio.at_once,
+                             api_name=f"draw_{self.place}")  # fmt: skip
+        # Also where the queue is full, and draw() is not called at all.
+        drawing.failure(refuse, outputs=[self.bar, self.preview], queue=False, api_visibility="private")
         self.stop_button.click(stop, queue=False, api_visibility="private")
         self.gallery.select(chosen_index, outputs=self.chosen, queue=False, api_visibility="private")
         restored = [*controls.named.values(), *inputs]
-        self.again.click(repeat, [self.drawn, self.chosen], restored, api_visibility="private")
-        self.from_file.upload(load, self.from_file, restored, api_visibility="private")
+        self.again.click(repeat, [self.drawn, self.chosen], restored, **LIGHT)
+        self.from_file.upload(load, self.from_file, restored, **LIGHT)
+
+    @property
+    def shown(self) -> int:
+        """The side in pixels at which a picture is looked at."""
+        return self.model.sizes[0]
+
+    @staticmethod
+    def picked(drawn: list[Drawn], chosen: int) -> Drawn:
+        return drawn[min(chosen, len(drawn) - 1)]
 
     def _shown(self, frame: Frame, settings: Settings):
         """An update of the preview."""
@@ -193,13 +218,13 @@ class Desk:
     def _done(self, frame: Frame, plan: Plan, settings: Settings) -> Iterator[tuple]:
         common = {**asdict(settings), "model": self.model.pipeline.gpt.name, "checkpoint": self.model.checkpoint,
                   **plan.papers}  # fmt: skip
-        drawn = [Drawn(picture, {"picture": i, "shows": name, **common})
-                 for i, (picture, name) in enumerate(zip(frame.pictures, plan.names))]  # fmt: skip
+        drawn = [Drawn(codes, {"picture": i, "shows": name, **common})
+                 for i, (codes, name) in enumerate(zip(frame.codes, plan.names))]  # fmt: skip
         with TemporaryDirectory() as folder:  # until Gradio has taken its own copy
             shown = []
             for i, picture in enumerate(resized(frame.pictures, settings.size)):
                 path = Path(folder) / f"seed-{settings.seed}-picture-{i}.png"
-                save_png(path, picture, {"settings": json.dumps(drawn[i].papers)})
+                save_drawn(path, picture, drawn[i].papers, drawn[i].codes, self.model.pipeline)
                 shown.append((str(path), plan.names[i]))
             yield bar_of(frame, plan.note), gr.update(visible=False), shown, drawn
 
@@ -215,7 +240,7 @@ def bar_of(frame: Frame, note: str = "") -> str:
         "sampling": f"Code {frame.done} of {frame.total} · {frame.rate:,.0f} codes/s",
         "decoding": f"Codes to pixels … · {frame.rate:,.0f} codes/s",
         "done": f"Done · {frame.rate:,.0f} codes/s",
-        "refused": "That did not work: see the message",
+        "refused": "Nothing was drawn: see the message",
         "stopped": f"Stopped after {frame.done} of {frame.total} codes" if frame.total else "Stopped before it began",
     }[frame.state]
     full = frame.state in ("decoding", "done")

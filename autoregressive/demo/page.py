@@ -1,14 +1,17 @@
 """The page: its tabs, and what is particular to each."""
 
+from reprlib import repr as short
+
 import gradio as gr
 import numpy as np
 import torch
 from PIL import Image
 
-from autoregressive.demo.desk import Controls, Desk, Drawn, Plan, said, visitor
-from autoregressive.demo.pictures import code_map, dimmed, fitted, magnified, opened, resized, table_of
-from autoregressive.demo.serve import Model, Shop
+from autoregressive.demo.desk import LIGHT, Controls, Desk, Drawn, Plan, raw, said, visitor
+from autoregressive.demo.pictures import code_map, dimmed, fitted, opened, table_of
 from autoregressive.demo.settings import Number
+from autoregressive.demo.shop import Model, Shop
+from autoregressive.sample.drawn import codes_of, resized
 from autoregressive.sample.grid import SHIPPED_PROMPTS, default_classes, repeated
 from autoregressive.sample.pipeline import Pipeline
 from dataset.classes import find_label
@@ -68,7 +71,7 @@ def build(shop: Shop) -> gr.Blocks:
             tokenizer_tab(shop.classes)
 
         def leave(request: gr.Request) -> None:
-            shop.jobs.stop(f"{visitor(request)}/")
+            shop.jobs.leave(f"{visitor(request)}/")
 
         page.unload(leave)
     return page
@@ -82,34 +85,39 @@ def entries(model: Model) -> list[tuple[str, int]]:
     return [(name if name == str(i) else f"{name} · {i}", i) for i, name in enumerate(model.pipeline.class_names)]
 
 
-def class_plan(model: Model, chosen: list[int] | None, count: int) -> Plan:
-    if not chosen:
+def labels_of(classes, model: Model) -> list[int]:
+    """The numbers of classes that a browser or a file names by number or name, whatever it holds."""
+    if classes is None or classes == []:
         raise ValueError("Choose at least one class.")
-    if len(chosen) > MOST:
-        raise ValueError(f"{len(chosen)} classes were chosen: {MOST} are the most.")
-    labels = repeated([find_label(int(label), model.pipeline.class_names) for label in chosen], count)
-    names = [model.pipeline.class_names[label] for label in labels]
+    if not isinstance(classes, list) or not all(type(each) in (int, str) for each in classes):
+        raise ValueError(f"Classes {short(classes)}: must be a list of numbers or names")
+    if len(classes) > MOST:
+        raise ValueError(f"{len(classes)} classes were chosen: {MOST} are the most.")
+    return [find_label(each, model.pipeline.class_names) for each in classes]
+
+
+def class_plan(model: Model, classes, count: int) -> Plan:
+    chosen, every = labels_of(classes, model), model.pipeline.class_names
+    labels = repeated(chosen, count)
 
     def conditions(pipeline: Pipeline) -> dict:
         return {"cond": pipeline.labels(labels)}
 
-    return Plan(names, conditions, {"classes": [model.pipeline.class_names[label] for label in chosen],
-                                    "labels": list(chosen)})  # fmt: skip
+    return Plan([every[label] for label in labels], conditions,
+                {"classes": [every[label] for label in chosen], "labels": chosen})  # fmt: skip
 
 
 def known_classes(papers: dict, model: Model) -> list[int]:
     """The classes that a picture's papers name. Those of the command line have names alone."""
     held = papers.get("labels", papers.get("classes", papers.get("class")))
-    held = [held] if isinstance(held, str) else held
-    known = isinstance(held, list) and 0 < len(held) <= MOST and all(isinstance(each, int | str) for each in held)
-    if not known:
+    if not held:
         raise ValueError("This picture's settings name no classes.")
-    return [find_label(each, model.pipeline.class_names) for each in held]
+    return labels_of([held] if isinstance(held, str) else held, model)
 
 
 def class_menu(model: Model, value: list[int]) -> gr.Dropdown:
-    return gr.Dropdown(entries(model), value=value, multiselect=True, max_choices=MOST, label="Classes",
-                       info="Type to search; pictures show them in turn")  # fmt: skip
+    return raw(gr.Dropdown(entries(model), value=value, multiselect=True, max_choices=MOST, label="Classes",
+                           info="Type to search; pictures show them in turn"))  # fmt: skip
 
 
 def class_tab(shop: Shop) -> Desk:
@@ -125,14 +133,14 @@ def class_tab(shop: Shop) -> Desk:
         with gr.Column(scale=3, min_width=320):
             desk.results()
     desk.wire(controls, [classes], lambda data, count: class_plan(model, data[classes], count),
-              lambda papers: [known_classes(papers, model)])  # fmt: skip
+              lambda papers, picture: [known_classes(papers, model)])  # fmt: skip
     return desk
 
 
 # ---- prompts
 
 
-def text_plan(prompts: str | None, negative: str | None, count: int) -> Plan:
+def text_plan(model: Model, prompts: str | None, negative: str | None, count: int) -> Plan:
     lines = [line.strip() for line in str(prompts or "").splitlines() if line.strip()]
     if not lines:
         raise ValueError("Write a prompt first.")
@@ -141,15 +149,17 @@ def text_plan(prompts: str | None, negative: str | None, count: int) -> Plan:
     for text in (*lines, str(negative or "")):
         if len(text) > TEXT_LIMIT:
             raise ValueError(f"A prompt has {len(text)} characters: {TEXT_LIMIT} are the most.")
-    names = repeated(lines, count)
+    names, tokenize = repeated(lines, count), model.pipeline.encoder.tokenize
+    cut = len(tokenize.long([*lines, negative or ""]))
 
     def conditions(pipeline: Pipeline) -> dict:
         return pipeline.captions(names, negative or None)
 
-    return Plan(names, conditions, {"prompts": lines, "negative_prompt": negative or None})
+    return Plan(names, conditions, {"prompts": lines, "negative_prompt": negative or None},
+                note=f"Of {cut} prompts only the first {tokenize.max_length} tokens were read." if cut else "")
 
 
-def known_prompts(papers: dict) -> list[str]:
+def known_prompts(papers: dict, picture) -> list[str]:
     held = papers.get("prompts", papers.get("prompt"))
     held = [held] if isinstance(held, str) else held
     if not isinstance(held, list) or not all(isinstance(each, str) for each in held):
@@ -171,7 +181,7 @@ def text_tab(shop: Shop, model: Model) -> None:
         with gr.Column(scale=3, min_width=320):
             desk.results()
     desk.wire(controls, [prompts, negative],
-              lambda data, count: text_plan(data[prompts], data[negative], count), known_prompts)  # fmt: skip
+              lambda data, count: text_plan(model, data[prompts], data[negative], count), known_prompts)  # fmt: skip
 
 
 # ---- completion
@@ -186,14 +196,16 @@ def completion_tab(shop: Shop, others: Desk) -> None:
         with gr.Column(scale=2, min_width=320):
             source = upload("A picture to complete")
             pick = gr.Button("Take the picture chosen under Classes")
-            rows = gr.Slider(0, grid - 1, grid // 2, step=1, label=bounds[0].label)
-            columns = gr.Slider(0, grid - 1, 0, step=1, label=bounds[1].label)
+            rows, columns = (raw(gr.Slider(bound.low, bound.high, value, step=1, label=bound.label))
+                             for bound, value in zip(bounds, (grid // 2, 0)))  # fmt: skip
             classes = class_menu(model, default_classes(model.pipeline)[:1])
             desk.buttons("Complete")
             controls = Controls(model)
         with gr.Column(scale=3, min_width=320):
-            kept = gr.Image(label="What is kept", interactive=False, format="png", buttons=[], height=SHOWN + 60)
+            kept = gr.Image(label="What is kept", interactive=False, format="png", buttons=[], height=SHOWN + 60,
+                            elem_classes="kept")  # fmt: skip
             desk.results()
+    fit = gr.State()  # the picture at the model's size, uint8 [S, S, 3]
 
     def measures(*values) -> tuple[int, int]:
         found = tuple(bound.checked(value) for bound, value in zip(bounds, values))
@@ -201,38 +213,44 @@ def completion_tab(shop: Shop, others: Desk) -> None:
             raise ValueError("Keep at least one code: the whole picture is drawn under Classes.")
         return found
 
-    def show(path: str | None, *values) -> np.ndarray | None:
+    def load(path: str | None, *values) -> tuple:
         with said():
-            if path is None:
+            picture = None if path is None else fitted(opened(path)[0], side)[0]
+            return picture, show(picture, *values)
+
+    def show(picture: np.ndarray | None, *values) -> np.ndarray | None:
+        with said():
+            if picture is None:
                 return None
-            picture, _ = fitted(opened(path)[0], side)
             above, left = measures(*values)
             return dimmed(resized(picture[None], max(side, SHOWN // grid * grid))[0], above * grid + left, grid)
 
     def plan(data: dict, count: int) -> Plan:
         above, left = measures(data[rows], data[columns])
         picture, opening = opened(data[source])
-        picture, fitting = fitted(picture, side)
+        codes = codes_of(data[source], picture, model.pipeline)
         planned = class_plan(model, data[classes], count)
-        planned.known = lambda pipeline: pipeline.top_codes(Image.fromarray(picture), above, left)
+        planned.known = lambda pipeline: pipeline.first_codes(codes, above, left)
         planned.papers |= {"kept_codes": above * grid + left, "keep_rows": above, "keep_columns": left}
-        planned.note = opening + fitting
+        planned.note = opening + fitted(picture, side)[1]
         return planned
 
-    def restore(papers: dict) -> list:
+    def restore(papers: dict, picture: Image.Image | str) -> list:
         given = papers.get("keep_rows", grid // 2), papers.get("keep_columns", 0)
         held = [bound.checked(value) for bound, value in zip(bounds, given)]
-        return [gr.skip(), *held, known_classes(papers, model)]
+        one = "picture" in papers  # not a sheet of them
+        return [picture if one else gr.skip(), *held, known_classes(papers, model)]
 
-    def take(drawn: list[Drawn], chosen: int) -> np.ndarray:
+    def take(drawn: list[Drawn], chosen: int) -> Image.Image:
         with said():
             if not drawn:
                 raise ValueError("Draw some pictures under Classes first.")
-            return magnified(drawn[min(chosen, len(drawn) - 1)].picture, SHOWN)
+            return others.picked(drawn, chosen).png(model.pipeline, others.shown)
 
-    pick.click(take, [others.drawn, others.chosen], source, api_visibility="private")
-    for changed in (source.change, rows.change, columns.change):
-        changed(show, [source, rows, columns], kept, show_progress="hidden", api_visibility="private")
+    pick.click(take, [others.drawn, others.chosen], source, **LIGHT)
+    source.change(load, [source, rows, columns], [fit, kept], **LIGHT)
+    for changed in (rows.change, columns.change):
+        changed(show, [fit, rows, columns], kept, **LIGHT)
     desk.wire(controls, [source, rows, columns, classes], plan, restore)
 
 

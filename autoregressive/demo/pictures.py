@@ -1,4 +1,4 @@
-"""Pictures as the page shows them. Knows no model.
+"""Pictures as the page shows them.
 
 Axes: B pictures, S side of a picture in pixels, h rows and w columns of codes.
 """
@@ -8,9 +8,11 @@ from math import ceil
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from dataset.augmentation import MAX_ASPECT, center_crop_arr
+from autoregressive.sample.drawn import resized
+from dataset.augmentation import center_crop_arr, check_aspect
+from dataset.images import read_rgb
 from evaluations.images import grid
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # not EPS, say, for which Pillow starts another program
@@ -23,17 +25,16 @@ def opened(path: str | Path | None) -> tuple[Image.Image, str]:
     if path is None:
         raise ValueError("Choose a picture first.")
     try:
-        with Image.open(path, formats=FORMATS) as file:
-            size, picture = file.size, ImageOps.exif_transpose(file).convert("RGB")
-    except Exception as error:  # from OSError to SyntaxError and struct.error, as the decoder likes
+        picture = read_rgb(path, upright=True, formats=FORMATS)
+    except ValueError as error:
         raise ValueError("This file is not a picture that can be read: choose a PNG, JPEG or WebP of at most "
                          "40 megapixels.") from error  # fmt: skip
-    if max(picture.size) > MAX_ASPECT * min(picture.size):
-        raise ValueError(f"This picture of {size[0]} x {size[1]} pixels is too long for its width: crop it first.")
+    check_aspect(picture)
     if max(picture.size) <= LONGEST:
         return picture, ""
+    width, height = picture.size
     picture.thumbnail((LONGEST, LONGEST), Image.Resampling.BOX)
-    return picture, f"{size[0]} x {size[1]} pixels were scaled down to {picture.width} x {picture.height}. "
+    return picture, f"{width} x {height} pixels were scaled down to {picture.width} x {picture.height}. "
 
 
 def fitted(picture: Image.Image, side: int) -> tuple[np.ndarray, str]:
@@ -42,20 +43,6 @@ def fitted(picture: Image.Image, side: int) -> tuple[np.ndarray, str]:
         return np.asarray(picture), ""
     what = f"The centre of {picture.width} x {picture.height} pixels was brought to {side} x {side}. "
     return np.asarray(center_crop_arr(picture, side)), what
-
-
-def resized(pictures: np.ndarray, side: int) -> np.ndarray:
-    """uint8 [B, S, S, 3] at another side, bicubic."""
-    if pictures.shape[1] == side:
-        return pictures
-    return np.stack([np.asarray(Image.fromarray(each).resize((side, side), Image.Resampling.BICUBIC))
-                     for each in pictures])  # fmt: skip
-
-
-def magnified(picture: np.ndarray, side: int) -> np.ndarray:
-    """uint8 [S, S, 3] with its pixels repeated, as far as `side`: fitted() gives the same picture back."""
-    times = max(1, side // picture.shape[0])
-    return picture.repeat(times, 0).repeat(times, 1)
 
 
 def lay_out(pictures: np.ndarray, side: int) -> np.ndarray:

@@ -1,10 +1,7 @@
-"""What a visitor can set, within which bounds, and how it is kept in a PNG."""
+"""What a visitor can set, and within which bounds."""
 
-import json
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-
-from PIL import Image
+from dataclasses import dataclass
+from reprlib import repr as short
 
 from autoregressive.models.generate import SCHEDULES, Sampling
 
@@ -26,11 +23,11 @@ class Number:
         return self.step == 1
 
     def checked(self, value) -> int | float:
-        """The value, from low to high; ValueError for anything else."""
+        """The value, from low to high; ValueError for anything else, which a browser may have sent."""
         number = isinstance(value, int | float) and not isinstance(value, bool)  # nan and inf fail below
         if not number or not self.low <= value <= self.high or (self.whole and value != int(value)):
             kind = "a whole number" if self.whole else "a number"
-            raise ValueError(f"{self.label} {value!r}: must be {kind} from {self.low:g} to {self.high:g}")
+            raise ValueError(f"{self.label} {short(value)}: must be {kind} from {self.low:.16g} to {self.high:.16g}")
         return int(value) if self.whole else float(value)
 
 
@@ -49,18 +46,11 @@ def numbers(codes: int, vocabulary: int, most: int) -> dict[str, Number]:
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Sampling):
     """All that decides pictures, beside the models and what they are asked to show."""
 
-    cfg_scale: float = 4.0
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    cfg_interval: int = -1
-    cfg_power: float = 2.75
     count: int = 8
     seed: int = 0
-    cfg_schedule: str = "constant"
     size: int = 256
 
     @classmethod
@@ -69,15 +59,11 @@ class Settings:
         found = {name: bound.checked(values[name]) for name, bound in bounds.items() if name in values}
         schedule = values.get("cfg_schedule", cls.cfg_schedule)
         if schedule not in list(SCHEDULES):
-            raise ValueError(f"Schedule {schedule!r}: choose one of {', '.join(SCHEDULES)}")
+            raise ValueError(f"Schedule {short(schedule)}: choose one of {', '.join(SCHEDULES)}")
         size = values.get("size", sizes[0])
         if size not in sizes:
-            raise ValueError(f"Size {size!r}: choose one of {', '.join(map(str, sizes))} pixels")
+            raise ValueError(f"Size {short(size)}: choose one of {', '.join(map(str, sizes))} pixels")
         return cls(**found, cfg_schedule=schedule, size=int(size))
-
-    def sampling(self) -> Sampling:
-        held = asdict(self)
-        return Sampling(**{field.name: held[field.name] for field in fields(Sampling) if field.name in held})
 
 
 def sizes_for(side: int) -> list[int]:
@@ -85,15 +71,3 @@ def sizes_for(side: int) -> list[int]:
     for those that are too small to be looked at."""
     shown = side if side >= 256 else 256
     return [shown, *(size for size in dict.fromkeys((side, 128, 256, 384, 512)) if size != shown and size >= side)]
-
-
-def read_settings(path: str | Path) -> dict:
-    """What a PNG of ours says of how it was made; ValueError for any other file."""
-    try:
-        with Image.open(path, formats=("PNG",)) as picture:
-            held = json.loads(picture.text["settings"])
-    except Exception as error:  # from KeyError to RecursionError, as the file's author likes
-        raise ValueError("this file holds no settings: choose a PNG that was made here or by sample_c2i.py") from error
-    if not isinstance(held, dict):
-        raise ValueError("this file's settings are not of our kind")
-    return held

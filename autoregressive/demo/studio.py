@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from autoregressive.models.generate import Sampling
+from autoregressive.sample.grid import now
 from autoregressive.sample.pipeline import Pipeline
 
 GREY = 96  # of what is not sampled yet
@@ -35,6 +36,7 @@ class Frame:
     total: int = 0
     rate: float = 0.0  # codes of all pictures in a second
     pictures: np.ndarray | None = None  # uint8 [B, S, S, 3]; grey where nothing is sampled yet
+    codes: np.ndarray | None = None  # int32 [B, N], with the last pictures
 
     @property
     def last(self) -> bool:
@@ -76,6 +78,13 @@ class Jobs:
                 for name in [name for name in jobs if name.startswith(prefix)]:
                     for stop in [jobs[name]] if jobs is self._waiting else jobs[name]:
                         stop.set()
+
+    def leave(self, prefix: str) -> None:
+        """Stop them, and forget those that wait, whose turn will not come."""
+        self.stop(prefix)
+        with self._lock:
+            for name in [name for name in self._waiting if name.startswith(prefix)]:
+                del self._waiting[name]
 
 
 class Studio:
@@ -136,13 +145,14 @@ class Sitting:
         kept = None if known is None else known(self.pipeline)
         self.first = self.filled = 0 if kept is None else len(kept)
         self.total = self.pipeline.grid**2 - self.first
-        self.began = self.told = self.shown = perf_counter()
+        self.began = self.told = self.shown = self.now()
         self.showing = self.cost = 0.0  # seconds that previews took, and that the last one did
         try:
             codes = self.pipeline.codes(sampling=sampling, seed=seed, known=kept, on_code=self.on_code, **given)
             rate = self.rate()
             self.tell(Frame("decoding", self.total, self.total, rate))
-            self.tell(Frame("done", self.total, self.total, rate, self.pipeline.to_pictures(codes)))
+            self.tell(Frame("done", self.total, self.total, rate, self.pipeline.to_pictures(codes),
+                            codes.to("cpu", torch.int32).numpy()))  # fmt: skip
         except Stopped:
             self.tell(self.frame("stopped", self.preview() if self.codes is not None else None))
 
@@ -150,19 +160,26 @@ class Sitting:
         if self.stop.is_set():
             raise Stopped
         self.codes, self.filled = codes, i + 1
-        moment, pictures = perf_counter(), None
         row_ends = self.filled % self.pipeline.grid == 0 and self.filled < codes.shape[1]
+        if not row_ends and perf_counter() - self.told <= TELL:
+            return
+        moment, pictures = self.now(), None
         if row_ends and moment - self.shown >= PAUSE * self.cost:
             pictures = self.preview()
-            self.shown = perf_counter()
+            self.shown = self.now()
             self.cost = self.shown - moment
             self.showing += self.cost
         if pictures is not None or moment - self.told > TELL:
             self.told = moment
             self.tell(self.frame("sampling", pictures))
 
+    def now(self) -> float:
+        """When the codes are there, not when they are launched: a GPU would otherwise be a whole picture behind, and a
+        stop as late."""
+        return now(self.pipeline.device)
+
     def rate(self) -> float:
-        spent = perf_counter() - self.began - self.showing
+        spent = self.now() - self.began - self.showing
         batch = 0 if self.codes is None else len(self.codes)
         return batch * (self.filled - self.first) / max(spent, 1e-9)
 

@@ -8,6 +8,7 @@ from autoregressive.demo.options import App
 from autoregressive.options import GPTOptions
 from autoregressive.sample.options import text_gpt
 from engine.hub import PUBLISHED
+from language.t5 import at_hand, lacking
 from tokenizer.tokenizer_image.vq_options import TokenizerOptions
 
 FOLDER = Path("pretrained_models")
@@ -48,6 +49,24 @@ def text_pair(options: App, folder: Path = FOLDER) -> Pair | None:
     if gpt.gpt_ckpt or tokenizer.vq_ckpt:
         return gpt, tokenizer
     return published_pair(gpt, tokenizer, named(gpt.gpt_model, "t2i"), folder / "vq_ds16_t2i.pt")
+
+
+def missing_text(options: App, pair: Pair | None, folder: Path = FOLDER) -> list[str]:
+    """What a text-conditional model lacks here, and where it comes from; in Markdown, a line each. `pair`: what
+    text_pair() has found. Nothing is fetched or loaded."""
+    lines, encoder = [], options.encoder
+    if pair is None:
+        names = named("auto", "t2i")
+        gpt = [] if any((folder / name).is_file() for name in names) else names[:1]
+        vq = [] if (folder / "vq_ds16_t2i.pt").is_file() else ["vq_ds16_t2i.pt"]
+        what = " and ".join(["weights"] * len(gpt) + ["a tokenizer"] * len(vq))
+        lines.append(f"{what}: `python3 scripts/download.py {' '.join(gpt + vq)}`")
+    if packages := lacking():
+        lines.append(f"{', '.join(packages)}: `pip install 'llamagen[t2i]'`")
+    if not at_hand(encoder.t5_model_type, encoder.t5_path):
+        lines.append(f"the text encoder: the files of `{encoder.t5_model_type}` in `{encoder.t5_path}`; or start the "
+                     "page with `--gpt-type t2i`, which fetches them")  # fmt: skip
+    return lines
 
 
 def published_pair(gpt: GPTOptions, tokenizer: TokenizerOptions, names: list[str], vq: Path) -> Pair | None:

@@ -68,9 +68,12 @@ class CompiledRunner(EagerRunner):
 
     def __init__(self, model: Transformer):
         super().__init__(model)
-        limits = torch._dynamo.config
-        limits.cache_size_limit = max(limits.cache_size_limit, self.SHAPES)
         self.compiled = torch.compile(model.decode_one, dynamic=False)
+
+    def start(self, cond: Tensor, codes: int, valid: Tensor | None = None, known: Tensor | None = None) -> Tensor:
+        limits = torch._dynamo.config  # of this thread alone, in newer versions of torch: not to be set once for all
+        limits.cache_size_limit = max(limits.cache_size_limit, self.SHAPES)
+        return super().start(cond, codes, valid, known)
 
     def allocate(self, batch: int, length: int, device, dtype) -> KVCache:
         return super().allocate(batch, -(-length // self.BUCKET) * self.BUCKET, device, dtype)

@@ -12,11 +12,13 @@ from PIL import Image
 
 from autoregressive.bundled import or_bundled
 from autoregressive.options import SamplingOptions
+from autoregressive.sample.drawn import codes_of, save_drawn
 from autoregressive.sample.options import PromptGridOptions, SampleC2I, SampleT2I, SheetOptions
 from autoregressive.sample.pipeline import Pipeline, load_pipeline, load_text_pipeline, sampling_from
+from dataset.augmentation import check_aspect
 from dataset.images import read_rgb
 from dataset.text import read_prompts
-from evaluations.images import make_folder, save_grid, save_png
+from evaluations.images import make_folder, save_grid
 
 DEMO_CLASSES = (207, 360, 387, 974, 88, 979, 417, 279)  # golden retriever, otter, ... of the published demo
 SHIPPED_PROMPTS = Path(__file__).resolve().parents[2] / "evaluations/t2i/prompts.tsv"
@@ -67,7 +69,7 @@ def write_grid(
     sampling = sampling_from(chosen)
     known, settings = None, {"seed": grid.seed, **asdict(chosen)}
     if prefix is not None:
-        known = pipeline.top_codes(prefix, grid.keep_rows, grid.keep_columns)
+        known = pipeline.first_codes(codes_of(grid.prefix_image, prefix, pipeline), grid.keep_rows, grid.keep_columns)
         rows, columns = divmod(len(known), pipeline.grid)
         settings |= {"completed": Path(grid.prefix_image).name, "kept_codes": len(known), "keep_rows": rows,
                      "keep_columns": columns}  # fmt: skip
@@ -87,8 +89,8 @@ def write_grid(
     save_grid(grid.output, images, grid.per_row, {"settings": json.dumps({plural: names, **settings})})
     if grid.single_dir is not None:
         for i, (image, name) in enumerate(zip(images, names)):
-            text = {"settings": json.dumps({what: name, "picture": i, **settings})}
-            save_png(Path(grid.single_dir) / f"{i:06d}.png", image, text)
+            save_drawn(Path(grid.single_dir) / f"{i:06d}.png", image, {what: name, "picture": i, **settings}, codes[i],
+                       pipeline)  # fmt: skip
     print(f"{count} pictures ({', '.join(dict.fromkeys(names))}) -> {grid.output}")
 
 
@@ -102,9 +104,11 @@ def read_prefix(grid: SheetOptions) -> Image.Image | None:
     if grid.prefix_image is None:
         return None
     try:
-        return read_rgb(grid.prefix_image)
+        picture = read_rgb(grid.prefix_image, upright=True)
+        check_aspect(picture)
     except ValueError as error:
-        raise ValueError(f"--prefix-image {error}") from error
+        raise ValueError(f"--prefix-image: {error}") from error
+    return picture
 
 
 def repeated(values: list, count: int | None) -> list:

@@ -7,8 +7,9 @@ Axes: B pictures, N = h * w codes of a picture, H = W side in pixels.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isqrt
+from threading import Lock
 
 import numpy as np
 import torch
@@ -44,6 +45,7 @@ class Pipeline:
     runner: EagerRunner
     encoder: TextEncoder | None = None  # of t2i models
     offload: bool = False  # whether the encoder leaves the device when it is not needed
+    reading: Lock = field(default_factory=Lock, repr=False, compare=False)  # held by whoever uses the encoder
 
     @property
     def device(self) -> torch.device:
@@ -76,11 +78,12 @@ class Pipeline:
         texts = [*prompts, *([negative] * (negative is not None))]
         null = self.gpt.model.cls_embedding.uncond_embedding[-1:]  # [1, caption_dim]
         said = list(dict.fromkeys(text for text in texts if not empty[text]))
-        if self.offload and said:
-            self.encoder.to(self.device)
-        features = dict(zip(said, self.encoder.encode(said)))
-        if self.offload and said:
-            self.encoder.offload()
+        with self.reading:  # nobody takes it off the device while another needs it there
+            if self.offload and said:
+                self.encoder.to(self.device)
+            features = dict(zip(said, self.encoder.encode(said)))
+            if self.offload and said:
+                self.encoder.offload()
         rows = [null if empty[text] else features[text].to(null) for text in texts]
         captions, valid = pad_left(rows) if left else pad_right(rows, self.gpt.model.config.cls_token_num)
         found = {"cond": captions[: len(prompts)], "valid": valid[: len(prompts)]}
@@ -127,9 +130,13 @@ class Pipeline:
         return self.tokenizer.model.encode_codes(pixels.to(self.device)).flatten()
 
     def top_codes(self, picture: Image.Image, rows: int | Auto = "auto", columns: int = 0) -> Tensor:
-        """The codes of a picture that its completion keeps, int64 [k]: those of its first `rows` rows (auto: half of
-        them) and of the first `columns` columns of the next row. Codes stand in raster order, so what is kept always
-        ends there, and the rest is sampled to the right and below."""
+        """The codes of a picture that its completion keeps, int64 [k]."""
+        return self.first_codes(self.encode(picture), rows, columns)
+
+    def first_codes(self, codes: Tensor, rows: int | Auto = "auto", columns: int = 0) -> Tensor:
+        """Of a picture's codes [N], those of its first `rows` rows (auto: half of them) and of the first `columns`
+        columns of the next row. Codes stand in raster order, so what is kept always ends there, and the rest is sampled
+        to the right and below."""
         grid = self.grid
         rows = grid // 2 if rows == "auto" else rows
         if not 0 <= rows < grid:
@@ -137,7 +144,7 @@ class Pipeline:
         if not 0 <= columns < grid or rows + columns == 0:
             raise ValueError(f"--keep-columns {columns}: of the row that follows the {rows} kept ones, "
                              f"{'0' if rows else '1'} to {grid - 1} of its {grid} codes can be kept")  # fmt: skip
-        return self.encode(picture)[: rows * grid + columns]
+        return codes[: rows * grid + columns]
 
     @torch.inference_mode()
     def decode(self, codes: Tensor, batch: int = 8) -> Tensor:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -94,6 +95,20 @@ def test_the_compiled_step_goes_on_from_known_codes_too(monkeypatch):
     again = decode_codes(CompiledRunner(model), cond, 16, SETTINGS["guided"], 5, torch.arange(3), valid,
                          known=whole[:, :6])  # fmt: skip
     assert torch.equal(again, whole)
+
+
+def test_the_compiled_step_keeps_its_limit_in_every_thread():
+    runner, seen = CompiledRunner(small("c2i")[0]), []
+
+    def begin() -> None:  # as a page does
+        with torch.inference_mode():
+            runner.start(torch.tensor([3]), 4)
+        seen.append(torch._dynamo.config.cache_size_limit)
+
+    thread = Thread(target=begin)
+    thread.start()
+    thread.join()
+    assert seen[0] >= CompiledRunner.SHAPES
 
 
 def test_nothing_left_to_sample_is_refused():
@@ -188,7 +203,7 @@ def test_what_is_no_picture_is_known_before_anything_is_loaded(files, tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     for name in ("text.png", "nowhere.png"):
         given = replace(completed(files, tmp_path, prefix_image=str(tmp_path / name)), gpt=GPTOptions("none.pt"))
-        with pytest.raises(ValueError, match=rf"--prefix-image .*{name}: not a readable picture"):
+        with pytest.raises(ValueError, match=rf"--prefix-image: .*{name}: not a readable picture"):
             sample_grid(given)
 
 

@@ -5,6 +5,8 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
+from time import sleep
 
 import numpy as np
 import pytest
@@ -112,6 +114,32 @@ def test_a_prompt_that_is_too_long_is_cut_and_that_is_said_once(files):
         for _ in range(2):
             given = short.captions([PROMPTS[0], PROMPTS[2], "one"])
     assert given["valid"].sum(1).max() == 5 and len(said) == 1
+
+
+def test_one_visitor_does_not_take_the_encoder_off_the_device_under_another(files, monkeypatch):
+    shared = load_text_pipeline(*text_options(files), encoder(files, t5_offload=True), MACHINE)
+    there, seen, encode = [False], [], shared.encoder.encode
+
+    def move(to: bool) -> None:
+        there[0] = to
+
+    def slowly(texts) -> list:
+        seen.append(there[0])
+        sleep(0.1)
+        seen.append(there[0])
+        return encode(texts)
+
+    monkeypatch.setattr(shared.encoder, "to", lambda device: move(True))
+    monkeypatch.setattr(shared.encoder, "offload", lambda: move(False))
+    monkeypatch.setattr(shared.encoder, "encode", slowly)
+    # As each visitor has it: the same models, and a runner of their own.
+    visitors = [Thread(target=replace(shared, runner=None).captions, args=([f"prompt {i}"],)) for i in range(3)]
+    for visitor in visitors:
+        visitor.start()
+        sleep(0.03)
+    for visitor in visitors:
+        visitor.join()
+    assert len(seen) == 6 and all(seen)
 
 
 @pytest.mark.parametrize("flag, value, error", [
