@@ -303,7 +303,7 @@ def test_a_completion_is_drawn_again_from_its_file_alone(page, shop, tmp_path):
     assert setting(panel, "Rows kept").input_value() == "1"
     for _ in range(2):
         press(panel, "Complete")
-        status(panel, "Done")
+        assert "From its own codes." in status(panel, "Done")
         panel.locator(".gallery-container img").nth(1).wait_for()
         assert np.array_equal(small(gallery(panel)), small(first)), "of the same codes, not of their pixels"
         setting(panel, "Rows kept").fill("2")

@@ -245,4 +245,5 @@ def bar_of(frame: Frame, note: str = "") -> str:
     }[frame.state]
     full = frame.state in ("decoding", "done")
     value = "" if frame.state == "waiting" else f' value="{1 if full else frame.done / max(frame.total, 1):.3f}"'
-    return f'<progress max="1"{value} aria-label="Progress"></progress><div role="status">{words} {escape(note)}</div>'
+    line = f'<div role="status">{words}{escape(f" · {note}" if note else "")}</div>'
+    return f'<progress max="1"{value} aria-label="Progress"></progress>{line}'

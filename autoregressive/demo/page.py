@@ -11,7 +11,7 @@ from autoregressive.demo.desk import LIGHT, Controls, Desk, Drawn, Plan, raw, sa
 from autoregressive.demo.pictures import code_map, dimmed, fitted, opened, table_of
 from autoregressive.demo.settings import Number
 from autoregressive.demo.shop import Model, Shop
-from autoregressive.sample.drawn import codes_of, resized
+from autoregressive.sample.drawn import own_codes, resized
 from autoregressive.sample.grid import SHIPPED_PROMPTS, default_classes, repeated
 from autoregressive.sample.pipeline import Pipeline
 from dataset.classes import find_label
@@ -228,11 +228,12 @@ def completion_tab(shop: Shop, others: Desk) -> None:
     def plan(data: dict, count: int) -> Plan:
         above, left = measures(data[rows], data[columns])
         picture, opening = opened(data[source])
-        codes = codes_of(data[source], picture, model.pipeline)
+        own = own_codes(data[source], picture, model.pipeline)
+        codes = model.pipeline.encode(picture) if own is None else own
         planned = class_plan(model, data[classes], count)
         planned.known = lambda pipeline: pipeline.first_codes(codes, above, left)
         planned.papers |= {"kept_codes": above * grid + left, "keep_rows": above, "keep_columns": left}
-        planned.note = opening + fitted(picture, side)[1]
+        planned.note = opening + fitted(picture, side)[1] if own is None else "From its own codes."
         return planned
 
     def restore(papers: dict, picture: Image.Image | str) -> list:

@@ -38,8 +38,14 @@ def read_settings(path: str | Path) -> dict:
 
 
 def codes_of(path: str | Path, picture: Image.Image, pipeline: Pipeline) -> Tensor:
-    """The codes of a picture that was read from this file, int64 [N]: those that it was drawn from where the file holds
-    them, else the tokenizer's, which are near them at best."""
+    """The codes of a picture that was read from this file, int64 [N]: its own, or the tokenizer's, which are near those
+    at best."""
+    own = own_codes(path, picture, pipeline)
+    return pipeline.encode(picture) if own is None else own
+
+
+def own_codes(path: str | Path, picture: Image.Image, pipeline: Pipeline) -> Tensor | None:
+    """The codes that the picture was drawn from, where the file holds them and it still shows them."""
     held = _read(path, "codes")
     if isinstance(held, dict) and held.get("tokenizer") == pipeline.tokenizer.checksum:
         codes, vocabulary = held.get("codes"), pipeline.gpt.model.config.vocab_size
@@ -48,7 +54,7 @@ def codes_of(path: str | Path, picture: Image.Image, pipeline: Pipeline) -> Tens
             codes = torch.tensor(codes, device=pipeline.device)
             if _shows(picture, pipeline.to_pictures(codes[None])):  # otherwise somebody has painted in it
                 return codes
-    return pipeline.encode(picture)
+    return None
 
 
 def resized(pictures: np.ndarray, side: int) -> np.ndarray:
