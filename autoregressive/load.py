@@ -94,8 +94,9 @@ def config_for(options: GPTOptions, weights: Weights, downsample: int) -> tuple[
     return name, args, size
 
 
-def load_gpt(options: GPTOptions, downsample: int, device: torch.device, dtype: torch.dtype) -> GPT:
-    """The GPT in eval mode on `device`, in `dtype`. downsample: pixels per code of the tokenizer it is used with."""
+def load_gpt(options: GPTOptions, downsample: int, device: torch.device, dtype: torch.dtype | None) -> GPT:
+    """The GPT in eval mode on `device`, in `dtype` (None: the file's precision). downsample: pixels per code of the
+    tokenizer it is used with."""
     if options.gpt_ckpt is None:
         raise ValueError("--gpt-ckpt: give the GPT's weights; `python3 scripts/download.py c2i_B_384.pt` fetches "
                          "published ones into pretrained_models/")  # fmt: skip

@@ -213,10 +213,10 @@ def test_no_more_draw_at_once_than_the_page_was_told_whatever_they_draw(tmp_path
         at_work.remove(self)
 
     monkeypatch.setattr(Sitting, "draw", counted)
-    shop = tiny_shop(tmp_path, page=PageOptions(max_images=6, at_once=1))
+    shop = tiny_shop(tmp_path, text=True, page=PageOptions(max_images=6, at_once=1))
     with listening(shop) as url, slowly(0.02):
-        picture = uploaded(url, png(16, 16, 3), "a.png")
-        calls = [("draw_classes", [*DRAW.values()]), ("draw_completion", [picture, 1, 0, *DRAW.values()])]
+        _, *settings = DRAW.values()
+        calls = [("draw_classes", [[3], *settings]), ("draw_prompts", ["a bird", "", *settings])]
         visitors = [threading.Thread(target=call, args=(url, *each)) for each in calls]
         for visitor in visitors:
             visitor.start()

@@ -240,8 +240,14 @@ def test_whoever_comes_to_a_full_queue_is_told_so(browser, tmp_path):
             press(panel, "Stop")
         for panel in panels[:2]:
             status(panel, "Stopped")
+        assert len(shop.jobs._waiting) == 1, "who was sent away has announced himself"
         for page in pages:
             page.context.close()
+        for _ in range(100):
+            if not shop.jobs._waiting:
+                break
+            sleep(0.1)
+        assert not shop.jobs._waiting, "of who has left nothing is kept"
 
 
 def test_prompts_are_drawn(page, shop):

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from autoregressive.models.generate import Sampling
+from autoregressive.sample.drawn import greyed
 from autoregressive.sample.grid import now
 from autoregressive.sample.pipeline import Pipeline
 
-GREY = 96  # of what is not sampled yet
 PAUSE = 4  # times the last preview's duration before the next: they take a fifth of the time at most
 TELL = 0.25  # seconds between two words on the progress
 
@@ -190,12 +190,3 @@ class Sitting:
     def preview(self) -> np.ndarray:
         """The pictures as they are, uint8 [B, S, S, 3]."""
         return greyed(self.pipeline.to_pictures(self.codes), self.filled, self.pipeline.grid)
-
-
-def greyed(pictures: np.ndarray, filled: int, grid: int) -> np.ndarray:
-    """uint8 [B, S, S, 3] with grey in the place of all but the first `filled` of their grid x grid codes."""
-    pictures, side = pictures.copy(), pictures.shape[1] // grid
-    row, column = divmod(filled, grid)
-    pictures[:, row * side : (row + 1) * side, column * side :] = GREY
-    pictures[:, (row + 1) * side :] = GREY
-    return pictures

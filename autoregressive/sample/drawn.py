@@ -14,6 +14,7 @@ from torch import Tensor
 from autoregressive.sample.pipeline import Pipeline
 from evaluations.images import save_png
 
+GREY = 96  # of what is not sampled yet
 CLOSE = 8  # levels of 255 that two devices, or two precisions, may decode the same codes apart
 
 
@@ -63,6 +64,15 @@ def resized(pictures: np.ndarray, side: int) -> np.ndarray:
         return pictures
     return np.stack([np.asarray(Image.fromarray(each).resize((side, side), Image.Resampling.BICUBIC))
                      for each in pictures])  # fmt: skip
+
+
+def greyed(pictures: np.ndarray, filled: int, grid: int) -> np.ndarray:
+    """uint8 [B, S, S, 3] with grey in the place of all but the first `filled` of their grid x grid codes."""
+    pictures, side = pictures.copy(), pictures.shape[1] // grid
+    row, column = divmod(filled, grid)
+    pictures[:, row * side : (row + 1) * side, column * side :] = GREY
+    pictures[:, (row + 1) * side :] = GREY
+    return pictures
 
 
 def _read(path: str | Path, name: str):

@@ -49,7 +49,7 @@ class Pipeline:
 
     @property
     def device(self) -> torch.device:
-        return self.gpt.model.output.weight.device
+        return self.tokenizer.model.quantize.embedding.weight.device
 
     @property
     def grid(self) -> int:
@@ -73,23 +73,26 @@ class Pipeline:
         """
         if self.encoder is None:
             raise ValueError("this pipeline has no text encoder; load_text_pipeline() loads one")
-        empty = {text: not self.encoder.tokenize.cleaned(text) for text in {*prompts, negative or ""}}
-        negative = None if empty[negative or ""] else negative  # guidance leads from 'none' anyway
-        texts = [*prompts, *([negative] * (negative is not None))]
+        if not self.encoder.tokenize.cleaned(negative or ""):
+            negative = None  # guidance leads from 'none' anyway
+        rows = self.caption_rows([*prompts, *([negative] * (negative is not None))])
+        captions, valid = pad_left(rows) if left else pad_right(rows, self.gpt.model.config.cls_token_num)
+        found = {"cond": captions[: len(prompts)], "valid": valid[: len(prompts)]}
+        if negative is not None:
+            found["negative"] = tuple(part[-1:].expand_as(part[: len(prompts)]) for part in (captions, valid))
+        return found
+
+    def caption_rows(self, prompts: Sequence[str]) -> list[Tensor]:
+        """The features of each prompt's tokens, [n, caption_dim]."""
         null = self.gpt.model.cls_embedding.uncond_embedding[-1:]  # [1, caption_dim]
-        said = list(dict.fromkeys(text for text in texts if not empty[text]))
+        said = [text for text in dict.fromkeys(prompts) if self.encoder.tokenize.cleaned(text)]
         with self.reading:  # nobody takes it off the device while another needs it there
             if self.offload and said:
                 self.encoder.to(self.device)
             features = dict(zip(said, self.encoder.encode(said)))
             if self.offload and said:
                 self.encoder.offload()
-        rows = [null if empty[text] else features[text].to(null) for text in texts]
-        captions, valid = pad_left(rows) if left else pad_right(rows, self.gpt.model.config.cls_token_num)
-        found = {"cond": captions[: len(prompts)], "valid": valid[: len(prompts)]}
-        if negative is not None:
-            found["negative"] = tuple(part[-1:].expand_as(part[: len(prompts)]) for part in (captions, valid))
-        return found
+        return [features[text].to(null) if text in features else null for text in prompts]
 
     def codes(
         self,
@@ -180,8 +183,14 @@ def load_text_pipeline(
     machine: MachineOptions | None = None,
     device: torch.device | None = None,
 ) -> Pipeline:
-    """load_pipeline() with the text encoder, whose features must be those that the GPT was trained on."""
+    """load_pipeline() with the text encoder."""
     pipeline = load_pipeline(gpt, tokenizer, machine, device)
+    add_encoder(pipeline, gpt, encoder)
+    return pipeline
+
+
+def add_encoder(pipeline: Pipeline, gpt: GPTOptions, encoder: EncoderOptions) -> None:
+    """Load the text encoder, whose features must be those that the GPT was trained on."""
     loaded, config = pipeline.gpt, pipeline.gpt.model.config
     trained = loaded.encoder or {}  # what captions were in training, they are now
     pipeline.encoder = load_encoder(encoder, pipeline.device, config.cls_token_num, trained.get("cleaned") is not False,
@@ -196,7 +205,6 @@ def load_text_pipeline(
         raise ValueError(f"{name}: is another encoder than the one that {gpt.gpt_ckpt} was trained with "
                          f"({trained.get('name')}, checksum {known}; this one's is "
                          f"{pipeline.encoder.checksum})")  # fmt: skip
-    return pipeline
 
 
 def sampling_from(options: SamplingOptions) -> Sampling:
@@ -211,6 +219,15 @@ def load_pipeline(gpt: GPTOptions, tokenizer: TokenizerOptions, machine: Machine
     device = device or pick_device(machine.device)
     vq = load_tokenizer(tokenizer, device, pick_precision(machine.decode_precision, device, "--decode-precision"))
     loaded = load_gpt(gpt, vq.model.downsample, device, pick_precision(machine.precision, device))
+    check_pair(loaded, vq, gpt, tokenizer)
+    runner = machine.runner
+    if runner == "auto":
+        runner = "compiled" if machine.compile and device.type == "cuda" else "eager"
+    return Pipeline(loaded, vq, make_runner(runner, loaded.model))
+
+
+def check_pair(loaded: GPT, vq: Tokenizer, gpt: GPTOptions, tokenizer: TokenizerOptions) -> None:
+    """ValueError where the GPT was not trained on this tokenizer's codes."""
     vocabulary, codebook = loaded.model.config.vocab_size, vq.model.config.codebook_size
     if vocabulary != codebook:
         raise ValueError(f"--vq-ckpt {tokenizer.vq_ckpt}: has {codebook} codes, the GPT in {gpt.gpt_ckpt} draws "
@@ -219,7 +236,3 @@ def load_pipeline(gpt: GPTOptions, tokenizer: TokenizerOptions, machine: Machine
         raise ValueError(f"--vq-ckpt {tokenizer.vq_ckpt}: is another tokenizer than the one whose codes {gpt.gpt_ckpt} "
                          f"was trained on ({loaded.tokenizer.get('name')}, checksum {loaded.tokenizer['checksum']}; "
                          f"this one's is {vq.checksum})")  # fmt: skip
-    runner = machine.runner
-    if runner == "auto":
-        runner = "compiled" if machine.compile and device.type == "cuda" else "eager"
-    return Pipeline(loaded, vq, make_runner(runner, loaded.model))

@@ -12,10 +12,10 @@ from PIL import Image
 
 from autoregressive.demo.pictures import code_map, dimmed, fitted, opened
 from autoregressive.demo.settings import Settings, numbers, sizes_for
-from autoregressive.demo.studio import GREY, Jobs, Sitting, Stopped, Studio, greyed
+from autoregressive.demo.studio import Jobs, Sitting, Stopped, Studio
 from autoregressive.models.generate import Sampling
 from autoregressive.models.runners import EagerRunner
-from autoregressive.sample.drawn import read_settings, resized
+from autoregressive.sample.drawn import GREY, greyed, read_settings, resized
 from evaluations.images import save_png
 from golden.fill import uniform
 
