@@ -6,6 +6,7 @@ Axes: B captions of a batch, L tokens of its longest, n tokens of one caption, D
 """
 
 import hashlib
+import json
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,9 @@ from language.clean import clean_caption
 from language.padding import pad_left, pad_right
 
 HUB = {name: f"google/{name}" for name in ("flan-t5-xl", "t5-v1_1-xl", "t5-v1_1-xxl")}
+# Packages by what they are imported as, those that clean captions among them.
+NEEDED = {"transformers": "transformers", "sentencepiece": "sentencepiece", "protobuf": "google.protobuf",
+          "ftfy": "ftfy", "beautifulsoup4": "bs4"}  # fmt: skip
 MAX_LENGTH = 120  # tokens of a caption, its end token included, as published models were trained
 # What a folder must hold: one file of each.
 PARTS = {
@@ -217,19 +221,27 @@ def at_hand(name: str, folder: str | Path | None, flag: str = "--t5-model-type")
         from huggingface_hub import try_to_load_from_cache
     except ImportError:  # which transformers needs
         return False
-    whole = ("model.safetensors", "pytorch_model.bin")
-    files = (*whole, *(f"{file}.index.json" for file in whole))
-    return any(isinstance(try_to_load_from_cache(place, file), str) for file in files)
+
+    def held(file: str) -> str | None:
+        found = try_to_load_from_cache(place, file)
+        return found if isinstance(found, str) else None
+
+    def shards(index: str | None) -> bool:
+        return index is not None and all(map(held, set(json.loads(Path(index).read_text())["weight_map"].values())))
+
+    files = ("model.safetensors", "pytorch_model.bin")
+    weights = any(held(file) or shards(held(f"{file}.index.json")) for file in files)
+    return weights and held("config.json") is not None and any(map(held, PARTS["tokenizer"]))
 
 
 def lacking() -> list[str]:
     """Packages that the encoder needs and that are not installed."""
-    return [package for package in ("transformers", "sentencepiece", "google.protobuf") if not installed(package)]
+    return [package for package, module in NEEDED.items() if not installed(module)]
 
 
-def installed(package: str) -> bool:
+def installed(module: str) -> bool:
     try:
-        return find_spec(package) is not None
+        return find_spec(module) is not None
     except ImportError:  # the package around it is missing
         return False
 

@@ -140,13 +140,16 @@ def test_what_the_controls_do_not_allow_is_said_and_the_server_goes_on(values, w
     assert same(pictures(url, draw(url)[1]), expected(shop))
 
 
-def test_a_path_from_the_browser_is_not_read(url, tmp_path):
+def test_a_path_from_the_browser_is_not_read(url, tmp_path, monkeypatch):
     secret = tmp_path / "secret.png"
     secret.write_bytes(png(16, 16, 3))
-    for path in (str(secret), "/etc/passwd", "../../etc/passwd"):
+    address = f"{url}theme.css"
+    monkeypatch.setattr("gradio.processing_utils.async_ssrf_protected_download", None)
+    for path in (str(secret), "/etc/passwd", "../../etc/passwd", address, "https://example.org/a.png"):
         for name, others in (("tokenize", []), ("draw_completion", [1, 0, *DRAW.values()])):
             kind, data = call(url, name, [{"path": path, **FILE}, *others])
-            assert kind == "error" and "not uploaded by a user" in data["error"]
+            assert kind == "error"
+            assert ("the page fetches none" if "://" in path else "not uploaded by a user") in data["error"]
     for address in (f"{url}gradio_api/file={secret}", f"{url}gradio_api/file=/etc/passwd"):
         with pytest.raises(urllib.error.HTTPError, match="403"):
             urllib.request.urlopen(address)
@@ -274,7 +277,10 @@ def test_a_png_of_the_command_line_can_be_drawn_again(shop, tmp_path):
         held = read_settings(tmp_path / name)
         assert known_classes(held, shop.classes) == [9]
         settings = controls.restored(held)
-        assert (settings.seed, settings.top_k, settings.cfg_scale, settings.count) == (3, 256, 4.0, 6)
+        assert (settings.seed, settings.top_k, settings.cfg_scale, settings.count) == (3, 256, 4.0, 1)
+    assert controls.restored({**held, "picture": 3}).count == 4 and controls.restored({**held, "count": 70}).count == 6
+    assert known_classes({"classes": ["three", "grey whale"] * 40}, shop.classes) == [3, 9]
+    assert known_classes({"labels": [3], "classes": ["grey whale"]}, shop.classes) == [9], "of another model"
     assert known_classes({"labels": [3, 0]}, shop.classes) == [3, 0]
     for wrong in ({}, {"classes": []}, {"classes": "dragon"}, {"classes": [{"a": 1}]}):
         with pytest.raises(ValueError, match="name no classes|unknown|must be a list"):

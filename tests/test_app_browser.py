@@ -293,6 +293,33 @@ def test_a_picture_is_completed(page, shop, tmp_path):
     assert np.array_equal(small(found), small(pictures))
 
 
+def test_what_is_kept_is_shown_of_the_picture_that_is_there(page, tmp_path):
+    panel = tab(page, "Completion")
+    setting(panel, "Rows kept").fill("0")
+    upload(panel, picture_file(tmp_path))
+    panel.locator(".kept img").wait_for()
+    pale = np.asarray(image_of(panel.locator(".kept img"))).min()
+    assert pale >= 3 * 235 // 4, "nothing is kept yet"
+    press(panel, "Complete")
+    page.get_by_text("Keep at least one code").first.wait_for()
+    status(panel, "Nothing was drawn")
+    (tmp_path / "no.png").write_text("no picture")
+    panel.get_by_label("Remove Image").or_(panel.get_by_label("Clear")).first.click()
+    panel.locator(".kept img").wait_for(state="detached")
+    upload(panel, tmp_path / "no.png")
+    page.get_by_text("This file is not a picture that can be read").first.wait_for()
+    setting(panel, "Rows kept").fill("2")
+    page.wait_for_timeout(500)
+    assert not panel.locator(".kept img").count(), "not the picture that was there before"
+
+
+def test_a_png_without_our_settings_is_said_and_the_page_goes_on(page, shop, tmp_path):
+    panel = tab(page, "Classes")
+    panel.locator("input[type=file]").last.set_input_files(picture_file(tmp_path))
+    page.get_by_text("this file holds no settings").first.wait_for()
+    assert np.array_equal(small(draw(panel, count=1, seed=2)), wanted(shop, (0,), 2))
+
+
 def test_a_completion_is_drawn_again_from_its_file_alone(page, shop, tmp_path):
     panel = tab(page, "Completion")
     upload(panel, picture_file(tmp_path))

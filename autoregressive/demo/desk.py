@@ -26,9 +26,12 @@ from autoregressive.models.generate import SCHEDULES
 from autoregressive.sample.drawn import metadata, read_settings, resized, save_drawn
 from autoregressive.sample.pipeline import Pipeline
 
-# What is done at once does not wait for those that draw. But it goes through the queue, since Gradio's page shows no
-# errors of what does not.
-LIGHT = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
+# What is done at once does not wait for those that draw. But it goes through the queue, and is refused where that is
+# full, since Gradio's page shows no errors of what does not.
+QUIET = {"show_progress": "hidden", "api_visibility": "private"}
+LIGHT = {**QUIET, "concurrency_limit": None}
+# An upload of a few kilobytes may take hundreds of megabytes while it is opened.
+OPENING = {**QUIET, "concurrency_id": "opening", "concurrency_limit": 2}
 
 
 @dataclass
@@ -69,6 +72,19 @@ def said() -> Iterator[None]:
 def raw(component: gr.components.Component) -> gr.components.Component:
     """Its value as a browser sends it, anything that JSON can hold: what is wrong with it is said in our words."""
     component.preprocess = lambda payload: payload
+    return component
+
+
+def uploaded(component: gr.components.Component) -> gr.components.Component:
+    """It takes files that were uploaded to this page, and fetches none from an address that a browser names."""
+    move = component.async_move_resource_to_block_cache
+
+    async def local(path):
+        if "://" in str(path):
+            raise gr.Error("Choose a file of yours: the page fetches none.", print_exception=False)
+        return await move(path)
+
+    component.async_move_resource_to_block_cache = local
     return component
 
 
@@ -117,6 +133,9 @@ class Controls:
         values, top_k = {**asdict(self.model.begins), **papers}, self.model.bounds["top_k"].high
         if isinstance(values["top_k"], int) and values["top_k"] > top_k:  # all codes, of a smaller vocabulary
             values["top_k"] = int(top_k)
+        count, number = values["count"], papers.get("picture", 0)
+        if type(count) is type(number) is int:  # so many that the picture is among them, if the page allows it
+            values["count"] = min(max(count, number + 1), int(self.model.bounds["count"].high))
         return self.checked(values)
 
 
@@ -144,12 +163,12 @@ class Desk:
                                   elem_classes="drawn")  # fmt: skip
         with gr.Row():
             self.again = gr.Button("Again with these settings", min_width=160)
-            self.from_file = gr.UploadButton("Settings of a PNG …", file_types=[".png"], min_width=160)
+            self.from_file = uploaded(gr.UploadButton("Settings of a PNG …", file_types=[".png"], min_width=160))
 
     def wire(self, controls: Controls, inputs: list, plan: Callable[[dict, int], Plan],
-             restore: Callable[[dict, Image.Image | str], list]) -> None:  # fmt: skip
+             restore: Callable[[dict, Callable[[], Image.Image | str]], list]) -> None:  # fmt: skip
         """plan(data, count): what is drawn, from the values of `inputs`; restore(papers, picture): their values from a
-        picture and its papers. Both may raise ValueError."""
+        picture's papers and, if it is asked for, the picture. Both may raise ValueError."""
 
         def announce(request: gr.Request) -> str:
             self.jobs.announce(f"{visitor(request)}/{self.place}")
@@ -172,7 +191,7 @@ class Desk:
         def stop(request: gr.Request) -> None:
             self.jobs.stop(f"{visitor(request)}/{self.place}")
 
-        def values_of(papers: dict, picture: Image.Image | str) -> list:
+        def values_of(papers: dict, picture: Callable[[], Image.Image | str]) -> list:
             settings = asdict(controls.restored(papers))
             return [*(settings[name] for name in controls.named), *restore(papers, picture)]
 
@@ -181,11 +200,11 @@ class Desk:
                 if not drawn:
                     raise ValueError("There is no picture yet whose settings could be taken.")
                 one = self.picked(drawn, chosen)
-                return values_of(one.papers, one.png(self.model.pipeline, self.shown))
+                return values_of(one.papers, lambda: one.png(self.model.pipeline, self.shown))
 
         def load(path: str) -> list:
             with said():
-                return values_of(read_settings(path), path)
+                return values_of(read_settings(path), lambda: path)
 
         click = self.draw_button.click(announce, outputs=self.bar, queue=False, api_visibility="private")
         drawing = click.then(draw, {*controls.named.values(), *inputs},
@@ -197,8 +216,8 @@ class Desk:
         self.stop_button.click(stop, queue=False, api_visibility="private")
         self.gallery.select(chosen_index, outputs=self.chosen, queue=False, api_visibility="private")
         restored = [*controls.named.values(), *inputs]
-        self.again.click(repeat, [self.drawn, self.chosen], restored, **LIGHT)
-        self.from_file.upload(load, self.from_file, restored, **LIGHT)
+        self.again.click(repeat, [self.drawn, self.chosen], restored, **OPENING)
+        self.from_file.upload(load, self.from_file, restored, **OPENING)
 
     @property
     def shown(self) -> int:
@@ -207,7 +226,7 @@ class Desk:
 
     @staticmethod
     def picked(drawn: list[Drawn], chosen: int) -> Drawn:
-        return drawn[min(chosen, len(drawn) - 1)]
+        return drawn[max(0, min(chosen, len(drawn) - 1))]
 
     def _shown(self, frame: Frame, settings: Settings):
         """An update of the preview."""

@@ -1,5 +1,6 @@
 """The page: its tabs, and what is particular to each."""
 
+from collections.abc import Callable, Iterator
 from reprlib import repr as short
 
 import gradio as gr
@@ -7,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from autoregressive.demo.desk import LIGHT, Controls, Desk, Drawn, Plan, raw, said, visitor
+from autoregressive.demo.desk import LIGHT, OPENING, Controls, Desk, Drawn, Plan, raw, said, uploaded, visitor
 from autoregressive.demo.pictures import code_map, dimmed, fitted, opened, table_of
 from autoregressive.demo.settings import Number
 from autoregressive.demo.shop import Model, Shop
@@ -46,7 +47,7 @@ def theme() -> gr.themes.Base:
 def upload(label: str) -> gr.Image:
     """A picture from the browser, which comes as the path of Gradio's copy. The page opens it itself: Gradio's own
     opening fails in words that are not for people."""
-    image = gr.Image(label=label, sources=["upload", "clipboard"], format="png", height=SHOWN + 60)
+    image = uploaded(gr.Image(label=label, sources=["upload", "clipboard"], format="png", height=SHOWN + 60))
     image.preprocess = lambda payload: None if payload is None else payload.path
     return image
 
@@ -112,7 +113,13 @@ def known_classes(papers: dict, model: Model) -> list[int]:
     held = papers.get("labels", papers.get("classes", papers.get("class")))
     if not held:
         raise ValueError("This picture's settings name no classes.")
-    return labels_of([held] if isinstance(held, str) else held, model)
+    held, names = [held] if isinstance(held, str) else held, papers.get("classes")
+    if isinstance(names, list) and isinstance(held, list) and len(names) == len(held):  # numbers are of one model alone
+        every = dict(enumerate(model.pipeline.class_names))
+        held = [number if type(number) is int and every.get(number) == name else name
+                for number, name in zip(held, names)]  # fmt: skip
+    distinct = [each for i, each in enumerate(held) if each not in held[:i]] if isinstance(held, list) else held
+    return labels_of(distinct, model)
 
 
 def class_menu(model: Model, value: list[int]) -> gr.Dropdown:
@@ -159,12 +166,12 @@ def text_plan(model: Model, prompts: str | None, negative: str | None, count: in
                 note=f"Of {cut} prompts only the first {tokenize.max_length} tokens were read." if cut else "")
 
 
-def known_prompts(papers: dict, picture) -> list[str]:
+def known_prompts(papers: dict, picture: Callable) -> list[str]:
     held = papers.get("prompts", papers.get("prompt"))
     held = [held] if isinstance(held, str) else held
     if not isinstance(held, list) or not all(isinstance(each, str) for each in held):
         raise ValueError("This picture's settings name no prompts.")
-    return ["\n".join(held), str(papers.get("negative_prompt") or "")]
+    return ["\n".join(dict.fromkeys(held)), str(papers.get("negative_prompt") or "")]
 
 
 def text_tab(shop: Shop, model: Model) -> None:
@@ -213,16 +220,18 @@ def completion_tab(shop: Shop, others: Desk) -> None:
             raise ValueError("Keep at least one code: the whole picture is drawn under Classes.")
         return found
 
-    def load(path: str | None, *values) -> tuple:
+    def load(path: str | None, *values) -> Iterator[tuple]:
+        yield None, None  # whatever follows, it is not the last picture
         with said():
-            picture = None if path is None else fitted(opened(path)[0], side)[0]
-            return picture, show(picture, *values)
+            if path is not None:
+                picture = fitted(opened(path)[0], side)[0]
+                yield picture, show(picture, *values)
 
     def show(picture: np.ndarray | None, *values) -> np.ndarray | None:
         with said():
             if picture is None:
                 return None
-            above, left = measures(*values)
+            above, left = (bound.checked(value) for bound, value in zip(bounds, values))
             return dimmed(resized(picture[None], max(side, SHOWN // grid * grid))[0], above * grid + left, grid)
 
     def plan(data: dict, count: int) -> Plan:
@@ -236,11 +245,11 @@ def completion_tab(shop: Shop, others: Desk) -> None:
         planned.note = opening + fitted(picture, side)[1] if own is None else "From its own codes."
         return planned
 
-    def restore(papers: dict, picture: Image.Image | str) -> list:
+    def restore(papers: dict, picture: Callable[[], Image.Image | str]) -> list:
         given = papers.get("keep_rows", grid // 2), papers.get("keep_columns", 0)
         held = [bound.checked(value) for bound, value in zip(bounds, given)]
         one = "picture" in papers  # not a sheet of them
-        return [picture if one else gr.skip(), *held, known_classes(papers, model)]
+        return [picture() if one else gr.skip(), *held, known_classes(papers, model)]
 
     def take(drawn: list[Drawn], chosen: int) -> Image.Image:
         with said():
@@ -248,8 +257,8 @@ def completion_tab(shop: Shop, others: Desk) -> None:
                 raise ValueError("Draw some pictures under Classes first.")
             return others.picked(drawn, chosen).png(model.pipeline, others.shown)
 
-    pick.click(take, [others.drawn, others.chosen], source, **LIGHT)
-    source.change(load, [source, rows, columns], [fit, kept], **LIGHT)
+    pick.click(take, [others.drawn, others.chosen], source, **OPENING)
+    source.change(load, [source, rows, columns], [fit, kept], **OPENING)
     for changed in (rows.change, columns.change):
         changed(show, [fit, rows, columns], kept, **LIGHT)
     desk.wire(controls, [source, rows, columns, classes], plan, restore)
@@ -285,4 +294,4 @@ def tokenizer_tab(model: Model) -> None:
                     resized(again, looks)[0]]  # fmt: skip
         return *pictures, words, f'<div class="codes">{table_of(codes)}</div>'
 
-    go.click(through, source, [*shown, told, numbers], api_name="tokenize")
+    go.click(through, source, [*shown, told, numbers], **{**OPENING, "show_progress": "full"}, api_name="tokenize")

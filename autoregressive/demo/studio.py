@@ -20,6 +20,7 @@ from autoregressive.sample.grid import now
 from autoregressive.sample.pipeline import Pipeline
 
 PAUSE = 4  # times the last preview's duration before the next: they take a fifth of the time at most
+MOST = 1000  # jobs that are announced
 TELL = 0.25  # seconds between two words on the progress
 
 
@@ -52,9 +53,12 @@ class Jobs:
         self._lock = Lock()
 
     def announce(self, name: str) -> None:
-        """A job that waits for its turn: it can be stopped before it begins."""
+        """A job that waits for its turn: it can be stopped before it begins. The oldest are forgotten where there are
+        more than a page has: anybody can announce, and never come."""
         with self._lock:
-            self._waiting[name] = Event()
+            self._waiting[name] = self._waiting.pop(name, None) or Event()
+            while len(self._waiting) > MOST:
+                del self._waiting[next(iter(self._waiting))]
 
     @contextmanager
     def begin(self, name: str) -> Iterator[Event]:

@@ -63,7 +63,12 @@ def missing_text(options: App, pair: Pair | None, folder: Path = FOLDER) -> list
         lines.append(f"{what}: `python3 scripts/download.py {' '.join(gpt + vq)}`")
     if packages := lacking():
         lines.append(f"{', '.join(packages)}: `pip install 'llamagen[t2i]'`")
-    if not at_hand(encoder.t5_model_type, encoder.t5_path):
+    try:
+        there = at_hand(encoder.t5_model_type, encoder.t5_path)
+    except ValueError as error:
+        lines.append(f"the text encoder: {error}")
+        there = True
+    if not there:
         lines.append(f"the text encoder: the files of `{encoder.t5_model_type}` in `{encoder.t5_path}`; or start the "
                      "page with `--gpt-type t2i`, which fetches them")  # fmt: skip
     return lines

@@ -79,7 +79,7 @@ def _read(path: str | Path, name: str):
     """An entry of a PNG's metadata; None where the file has none that can be read."""
     try:
         with Image.open(path, formats=("PNG",)) as picture:
-            return json.loads(picture.text[name])
+            return json.loads(picture.info[name])  # .text would decode all pixels, for what may stand behind them
     except Exception:  # from KeyError to RecursionError, as the file's author likes
         return None
 

@@ -67,7 +67,7 @@ def write_grid(
     prefix: a picture that all complete."""
     count, loaded, codes = len(names), now(pipeline.device), []
     sampling = sampling_from(chosen)
-    known, settings = None, {"seed": grid.seed, **asdict(chosen)}
+    known, settings = None, {"count": count, "seed": grid.seed, **asdict(chosen)}
     if prefix is not None:
         known = pipeline.first_codes(codes_of(grid.prefix_image, prefix, pipeline), grid.keep_rows, grid.keep_columns)
         rows, columns = divmod(len(known), pipeline.grid)

@@ -191,6 +191,9 @@ def test_jobs_are_stopped_by_name():
     with jobs.begin("ann/prompts") as stop:
         jobs.leave("ann/")
         assert stop.is_set() and list(jobs._waiting) == ["bob/classes"], "nothing is kept of who has left"
+    for i in range(5000):
+        jobs.announce(f"nobody{i}/classes")
+    assert len(jobs._waiting) == 1000, "nor of many who never come"
     with jobs.begin("ann/classes") as stop:
         assert not stop.is_set(), "a new job begins anew"
     with pytest.raises(Stopped), jobs.begin("ann/classes"):

@@ -1,5 +1,6 @@
 """Which weights the page opens on, and what it says of those that it lacks."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from autoregressive.bundled import or_bundled
 from autoregressive.demo import weights
 from autoregressive.demo.options import App, PageOptions
 from autoregressive.options import EncoderOptions, GPTOptions
+from language.t5 import at_hand
 from tokenizer.tokenizer_image.vq_options import TokenizerOptions
 
 
@@ -84,11 +86,29 @@ def test_what_a_text_model_lacks_is_named(tmp_path, monkeypatch):
     assert line == "weights: `python3 scripts/download.py t2i_XL_stage1_256.pt`"
     (line,) = weights.missing_text(app, pair, tmp_path)
     assert line.startswith(encoder) and "--gpt-type t2i" in line
-    monkeypatch.setattr("language.t5.find_spec", lambda package: None if package == "sentencepiece" else True)
-    assert weights.missing_text(app, pair, tmp_path)[0] == "sentencepiece: `pip install 'llamagen[t2i]'`"
+    monkeypatch.setattr("language.t5.find_spec", lambda name: None if name in ("sentencepiece", "bs4") else True)
+    packages, _ = weights.missing_text(app, pair, tmp_path)
+    assert packages == "sentencepiece, beautifulsoup4: `pip install 'llamagen[t2i]'`"
     (tmp_path / "t5/flan-t5-xl").mkdir(parents=True)
-    with pytest.raises(ValueError, match="--t5-model-type .*flan-t5-xl: lacks the config"):
-        weights.missing_text(app, pair, tmp_path)
+    assert len(lines := weights.missing_text(app, None, tmp_path)) == 3, "one fault does not hide the others"
+    assert "flan-t5-xl: lacks the config" in lines[-1]
+
+
+HELD = {"config.json", "spiece.model", "model.safetensors.index.json", "model-1.safetensors", "model-2.safetensors"}
+
+
+@pytest.mark.parametrize("lost", [None, "config.json", "spiece.model", "model-2.safetensors",
+                                  "model.safetensors.index.json"])  # fmt: skip
+def test_an_encoder_is_at_hand_when_all_of_it_was_fetched(lost, tmp_path, monkeypatch):
+    index = tmp_path / "index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}))
+
+    def cached(place: str, file: str) -> str | None:
+        assert place == "google/flan-t5-xl"
+        return str(index) if file in HELD and file != lost else None
+
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", cached)
+    assert at_hand("flan-t5-xl", tmp_path) == (lost is None)
 
 
 @pytest.mark.parametrize("fault", [ValueError("is broken"), torch.OutOfMemoryError("is too large"), MemoryError("oh")])
