@@ -1,0 +1,134 @@
+"""Options of samplers and server on vLLM. Torch-free."""
+
+from dataclasses import dataclass, field
+
+from autoregressive.options import EncoderOptions, GPTOptions, SamplingOptions
+from autoregressive.sample.options import text_gpt
+from engine.options import at_least
+from tokenizer.tokenizer_image.vq_options import TokenizerOptions
+
+
+@dataclass
+class EngineOptions:
+    """How vLLM runs the GPT."""
+
+    precision: str = "auto"
+    """bf16, fp16 or none (float32) for the GPT; auto: bf16 where the device computes in it."""
+    decode_precision: str = "none"
+    """The same for the tokenizer's decoder."""
+    compile: bool = False
+    """torch.compile the step on a CPU, too; on GPUs vLLM compiles it, and captures CUDA graphs, unless --eager."""
+    eager: bool = False
+    """Neither compile nor capture: starts sooner, runs slower."""
+    max_num_seqs: int = 64
+    """Pictures drawn at once; more wait for their turn."""
+    decode_batch_size: int = 8
+    """Pictures decoded at once."""
+    gpu_memory_utilization: float = 0.8
+    """The share of a GPU's memory that vLLM takes for weights and cache; the tokenizer needs some of the rest."""
+    tensor_parallel_size: int = 1
+    """GPUs (on CPUs: processes) that share each layer; must divide the GPT's heads."""
+    data_parallel_size: int = 1
+    """Copies of the GPT, each on GPUs (processes) of its own."""
+    cache_dir: str | None = None
+    """Where converted weights are kept; default: $XDG_CACHE_HOME or ~/.cache, in llamagen/vllm."""
+
+    def __post_init__(self):
+        at_least(self, 1, "max_num_seqs", "decode_batch_size", "tensor_parallel_size", "data_parallel_size")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ValueError(f"--gpu-memory-utilization {self.gpu_memory_utilization}: must be above 0 and at most 1")
+
+
+@dataclass
+class ServedSheetOptions:
+    """A grid of pictures."""
+
+    num_images: int | None = None
+    """How many pictures; what they are of is repeated in turn. Default: one of each."""
+    per_row: int = 4
+    """Pictures side by side in the grid."""
+    seed: int = 0
+    """Fixes the pictures, whatever else is drawn beside them; other than those of the samplers without vLLM."""
+    greedy: bool = False
+    """Take the most likely code each time: one picture a class, the same as without vLLM."""
+    output: str = "sample_c2i_vllm.png"
+    """The grid, a .png file."""
+    single_dir: str | None = None
+    """Write each picture as a PNG of its own into this folder, too."""
+
+    def __post_init__(self):
+        at_least(self, 1, "num_images", "per_row")
+        at_least(self, 0, "seed")
+        if not self.output.lower().endswith(".png"):
+            raise ValueError(f"--output {self.output}: must end in .png")
+
+
+@dataclass
+class ServedGridOptions(ServedSheetOptions):
+    labels: list[str] | None = None
+    """Classes by number or name; default: the eight of the published demo, or the model's first eight."""
+
+
+@dataclass
+class ServedPromptOptions(ServedSheetOptions):
+    prompts: list[str] | None = None
+    """What the pictures show, each in quotes. Default: four of the list that ships."""
+    prompt_file: str | None = None
+    """Instead: a list of prompts (csv, tsv, jsonl or txt), or - for a prompt a line on standard input."""
+    output: str = "sample_t2i_vllm.png"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.prompts and self.prompt_file:
+            raise ValueError("--prompts and --prompt-file: give one of them")
+
+
+@dataclass
+class ServedC2I:
+    gpt: GPTOptions = field(default_factory=GPTOptions)
+    tokenizer: TokenizerOptions = field(default_factory=TokenizerOptions)
+    engine: EngineOptions = field(default_factory=EngineOptions)
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    grid: ServedGridOptions = field(default_factory=ServedGridOptions)
+
+
+@dataclass
+class ServedT2I:
+    gpt: GPTOptions = field(default_factory=text_gpt)
+    tokenizer: TokenizerOptions = field(default_factory=TokenizerOptions)
+    encoder: EncoderOptions = field(default_factory=EncoderOptions)
+    engine: EngineOptions = field(default_factory=EngineOptions)
+    sampling: SamplingOptions = field(default_factory=lambda: SamplingOptions(cfg_scale=7.5, top_k=1000))
+    grid: ServedPromptOptions = field(default_factory=ServedPromptOptions)
+
+
+@dataclass
+class ServerOptions:
+    host: str = "127.0.0.1"
+    """The address to listen on; 0.0.0.0 lets other machines in."""
+    port: int = 8000
+    api_key: str | None = None
+    """Clients must send it as "Authorization: Bearer ..."; default: $LLAMAGEN_API_KEY, or nothing is asked for."""
+    model_name: str | None = None
+    """What clients call the model; default: the checkpoint's name."""
+    max_n: int = 10
+    """Pictures that one request can ask for."""
+    max_queue: int = 256
+    """Pictures that may wait beside the --max-num-seqs that are drawn; more are refused with 429."""
+    timeout: float = 600
+    """Seconds that a request may take."""
+    max_body: int = 65_536
+    """Bytes of a request's body."""
+
+    def __post_init__(self):
+        at_least(self, 1, "port", "max_n", "max_queue", "timeout", "max_body")
+
+
+@dataclass
+class Serve:
+    gpt: GPTOptions = field(default_factory=GPTOptions)
+    tokenizer: TokenizerOptions = field(default_factory=TokenizerOptions)
+    encoder: EncoderOptions = field(default_factory=EncoderOptions)
+    engine: EngineOptions = field(default_factory=EngineOptions)
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    server: ServerOptions = field(default_factory=ServerOptions)

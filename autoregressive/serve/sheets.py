@@ -1,0 +1,90 @@
+"""A few pictures of chosen classes or prompts through vLLM: a grid, single files, and how long it took."""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from autoregressive.bundled import or_bundled
+from autoregressive.options import SamplingOptions
+from autoregressive.sample.drawn import save_drawn
+from autoregressive.sample.grid import check_places, default_classes, prompts_of, repeated
+from autoregressive.sample.pipeline import sampling_from
+from autoregressive.serve.options import ServedC2I, ServedSheetOptions, ServedT2I
+from autoregressive.serve.painter import Painter, Wish, painter, picture_seed
+from evaluations.images import save_grid
+
+
+def sample_classes(options: ServedC2I) -> None:
+    """Pictures of classes."""
+    check_places(options.grid)
+
+    def wanted(one: Painter) -> tuple[list[str], list[int]]:
+        pipeline, grid = one.pipeline, options.grid
+        labels = pipeline.labels(repeated(grid.labels or default_classes(pipeline), grid.num_images)).tolist()
+        return [pipeline.class_names[label] for label in labels], labels
+
+    pair = or_bundled(options.gpt, options.tokenizer)
+    asyncio.run(write_sheet(options, pair, "class", wanted))
+
+
+def sample_texts(options: ServedT2I) -> None:
+    """Pictures of prompts."""
+    check_places(options.grid)
+    texts = repeated(prompts_of(options.grid), options.grid.num_images)
+
+    def wanted(one: Painter) -> tuple[list[str], list[torch.Tensor]]:
+        return texts, one.pipeline.caption_rows(texts)
+
+    asyncio.run(write_sheet(options, (options.gpt, options.tokenizer), "prompt", wanted))
+
+
+async def write_sheet(
+    options: ServedC2I | ServedT2I, pair: tuple, what: str, wanted: Callable[[Painter], tuple[list[str], list]]
+) -> None:
+    """wanted(painter): names of `what` and conditions, one of each a picture."""
+    grid, chosen, began = options.grid, options.sampling, time.perf_counter()
+    sampling = replace(sampling_from(chosen), greedy=grid.greedy)
+    encoder = getattr(options, "encoder", None)
+    async with painter(*pair, options.engine, encoder, guided=sampling.guided) as one:
+        names, conditions = wanted(one)
+        loaded = time.perf_counter()
+        wishes = [Wish(condition, sampling, picture_seed(grid.seed, i)) for i, condition in enumerate(conditions)]
+        codes, pictures = await draw(one, wishes)
+        seconds = time.perf_counter() - loaded
+        drawn = len(wishes) * one.packing.codes
+        print(f"starting {loaded - began:.2f} s; {drawn} codes, decoded beside, in {seconds:.2f} s "
+              f"({drawn / seconds:.0f} codes/s)")  # fmt: skip
+        write(grid, chosen, what, names, codes, pictures, one)
+
+
+async def draw(one: Painter, wishes: list[Wish]) -> tuple[list[list[int]], np.ndarray]:
+    """The codes of each, and pictures uint8 [B, S, S, 3]."""
+    with tqdm(total=len(wishes), unit="picture", disable=None, leave=False) as bar:
+
+        async def single(wish: Wish) -> tuple[list[int], np.ndarray]:
+            codes = await one.all_codes(wish)
+            picture = await one.darkroom.picture(codes)
+            bar.update()
+            return codes, picture
+
+        found = await asyncio.gather(*map(single, wishes))
+    return [codes for codes, _ in found], np.stack([picture for _, picture in found])
+
+
+def write(grid: ServedSheetOptions, chosen: SamplingOptions, what: str, names: list[str], codes: list[list[int]],
+          pictures: np.ndarray, one: Painter) -> None:  # fmt: skip
+    settings = {"seed": grid.seed, "greedy": grid.greedy, "served": "vllm", **asdict(chosen)}
+    plural = {"class": "classes"}.get(what, f"{what}s")
+    save_grid(grid.output, pictures, grid.per_row, {"settings": json.dumps({plural: names, **settings})})
+    if grid.single_dir is not None:
+        for i, (picture, name) in enumerate(zip(pictures, names)):
+            save_drawn(Path(grid.single_dir) / f"{i:06d}.png", picture, {what: name, "picture": i, **settings},
+                       np.array(codes[i]), one.pipeline)  # fmt: skip
+    print(f"{len(pictures)} pictures ({', '.join(dict.fromkeys(names))}) -> {grid.output}")
