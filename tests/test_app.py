@@ -5,6 +5,7 @@ import json
 import threading
 import urllib.error
 import urllib.request
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -260,6 +261,21 @@ def test_bounds_below_one_are_refused(flag, capsys):
     with pytest.raises(SystemExit):
         parse(App, [flag, "0"])
     assert f"{flag} 0: must be at least 1" in capsys.readouterr().err
+
+
+def test_prompts_and_choices_have_bounds():
+    from autoregressive.demo.desk import Desk
+    from autoregressive.demo.page import text_plan
+
+    tokenize = SimpleNamespace(long=lambda texts: [text for text in texts if len(text) > 100], max_length=5)
+    model = SimpleNamespace(pipeline=SimpleNamespace(encoder=SimpleNamespace(tokenize=tokenize)))
+    plan = text_plan(model, " a \n\nb\n" + "c" * 1000, "d" * 1000, 4)
+    assert plan.names == ["a", "b", "c" * 1000, "a"] and plan.note.startswith("Of 2 prompts only the first 5 tokens")
+    for prompts, negative, word in (("\n".join("x" * 65), "", "65 prompts were written"), (None, "", "Write a prompt"),
+                                    ("c" * 1001, "", "1001 characters"), ("a", "c" * 1001, "1001 characters")):
+        with pytest.raises(ValueError, match=word):
+            text_plan(model, prompts, negative, 4)
+    assert [Desk.picked(["a", "b"], chosen) for chosen in (-5, 0, 1, 9)] == ["a", "a", "b", "b"]
 
 
 def test_a_png_of_the_command_line_can_be_drawn_again(shop, tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 from autoregressive.bundled import SIZE, or_bundled
 from autoregressive.demo.options import App
 from autoregressive.options import GPTOptions
-from autoregressive.sample.options import text_gpt
+from autoregressive.sample.options import text_gpt, with_text_tokens
 from engine.hub import PUBLISHED
 from language.t5 import at_hand, lacking
 from tokenizer.tokenizer_image.vq_options import TokenizerOptions
@@ -44,8 +44,7 @@ def text_pair(options: App, folder: Path = FOLDER) -> Pair | None:
     gpt, tokenizer = options.gpt, options.tokenizer
     if gpt.gpt_type != "t2i":
         gpt, tokenizer = text_gpt(), TokenizerOptions()
-    if gpt.cls_token_num == 1:  # the flag's default, which is the other kind's
-        gpt = replace(gpt, cls_token_num=text_gpt().cls_token_num)
+    gpt = with_text_tokens(gpt)
     if gpt.gpt_ckpt or tokenizer.vq_ckpt:
         return gpt, tokenizer
     return published_pair(gpt, tokenizer, named(gpt.gpt_model, "t2i"), folder / "vq_ds16_t2i.pt")

@@ -7,13 +7,15 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from autoregressive.bundled import or_bundled
 from autoregressive.options import SamplingOptions
 from autoregressive.sample.drawn import codes_of, save_drawn
-from autoregressive.sample.options import PromptGridOptions, SampleC2I, SampleT2I, SheetOptions
+from autoregressive.sample.options import PromptListOptions, SampleC2I, SampledSheetOptions, SampleT2I, SheetOptions
 from autoregressive.sample.pipeline import Pipeline, load_pipeline, load_text_pipeline, sampling_from
 from dataset.augmentation import check_aspect
 from dataset.images import read_rgb
@@ -59,7 +61,7 @@ def write_grid(
     what: str,
     names: list[str],
     chosen: SamplingOptions,
-    grid: SheetOptions,
+    grid: SampledSheetOptions,
     prefix: Image.Image | None,
     began: float,
 ) -> None:
@@ -67,7 +69,7 @@ def write_grid(
     prefix: a picture that all complete."""
     count, loaded, codes = len(names), now(pipeline.device), []
     sampling = sampling_from(chosen)
-    known, settings = None, {"count": count, "seed": grid.seed, **asdict(chosen)}
+    known, settings = None, asdict(chosen)
     if prefix is not None:
         known = pipeline.first_codes(codes_of(grid.prefix_image, prefix, pipeline), grid.keep_rows, grid.keep_columns)
         rows, columns = divmod(len(known), pipeline.grid)
@@ -85,13 +87,28 @@ def write_grid(
     drawn = codes.numel() - (0 if known is None else count * len(known))
     print(f"loading {loaded - began:.2f} s; {drawn} codes in {sampled - loaded:.2f} s "
           f"({drawn / (sampled - loaded):.0f} codes/s); decoding {decoded - sampled:.2f} s")  # fmt: skip
+    save_sheet(grid, pipeline, what, names, images, codes, settings)
+
+
+def save_sheet(
+    grid: SheetOptions,
+    pipeline: Pipeline,
+    what: str,
+    names: list[str],
+    images: np.ndarray,
+    codes: Tensor,
+    settings: dict,
+) -> None:
+    """The grid, and single files where they are asked for: pictures uint8 [B, H, W, 3] of codes [B, N], `names` of
+    `what`."""
+    settings = {"count": len(names), "seed": grid.seed, **settings}
     plural = {"class": "classes"}.get(what, f"{what}s")
     save_grid(grid.output, images, grid.per_row, {"settings": json.dumps({plural: names, **settings})})
     if grid.single_dir is not None:
         for i, (image, name) in enumerate(zip(images, names)):
             save_drawn(Path(grid.single_dir) / f"{i:06d}.png", image, {what: name, "picture": i, **settings}, codes[i],
                        pipeline)  # fmt: skip
-    print(f"{count} pictures ({', '.join(dict.fromkeys(names))}) -> {grid.output}")
+    print(f"{len(names)} pictures ({', '.join(dict.fromkeys(names))}) -> {grid.output}")
 
 
 def check_places(grid: SheetOptions) -> None:
@@ -100,7 +117,7 @@ def check_places(grid: SheetOptions) -> None:
         make_folder(grid.single_dir, "--single-dir")
 
 
-def read_prefix(grid: SheetOptions) -> Image.Image | None:
+def read_prefix(grid: SampledSheetOptions) -> Image.Image | None:
     if grid.prefix_image is None:
         return None
     try:
@@ -116,7 +133,7 @@ def repeated(values: list, count: int | None) -> list:
     return [values[i % len(values)] for i in range(count or len(values))]
 
 
-def prompts_of(grid: PromptGridOptions) -> list[str]:
+def prompts_of(grid: PromptListOptions) -> list[str]:
     if grid.prompts:
         return grid.prompts
     if grid.prompt_file == "-":

@@ -1,6 +1,6 @@
 """Options of the samplers. Torch-free."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from autoregressive.options import EncoderOptions, GPTOptions, MachineOptions, SamplingOptions
 from engine.config import Auto
@@ -18,12 +18,40 @@ class SheetOptions:
     """Pictures side by side in the grid."""
     seed: int = 0
     """Fixes the pictures, whatever the batch and the device."""
-    batch_size: int = 64
-    """Pictures sampled at once."""
     output: str = "sample_c2i.png"
     """The grid, a .png file."""
     single_dir: str | None = None
     """Write each picture as a PNG of its own into this folder, too."""
+
+    def __post_init__(self):
+        at_least(self, 1, "num_images", "per_row")
+        if not self.output.lower().endswith(".png"):
+            raise ValueError(f"--output {self.output}: must end in .png")
+
+
+@dataclass
+class LabelOptions:
+    labels: list[str] | None = None
+    """Classes by number or name; default: the eight of the published demo, or the model's first eight."""
+
+
+@dataclass
+class PromptListOptions:
+    prompts: list[str] | None = None
+    """What the pictures show, each in quotes; an empty one: whatever the model makes of none. Default: four of the list
+    that ships."""
+    prompt_file: str | None = None
+    """Instead: a list of prompts (csv, tsv, jsonl or txt), or - for a prompt a line on standard input."""
+
+    def check_prompts(self) -> None:
+        if self.prompts and self.prompt_file:
+            raise ValueError("--prompts and --prompt-file: give one of them")
+
+
+@dataclass
+class SampledSheetOptions(SheetOptions):
+    batch_size: int = 64
+    """Pictures sampled at once."""
     prefix_image: str | None = None
     """Complete this picture: the codes of its top are kept, and the rest is sampled."""
     keep_rows: int | Auto = "auto"
@@ -32,18 +60,16 @@ class SheetOptions:
     """Codes that are kept of the row after those."""
 
     def __post_init__(self):
-        at_least(self, 1, "num_images", "per_row", "batch_size")
+        super().__post_init__()
+        at_least(self, 1, "batch_size")
         at_least(self, 0, "keep_rows", "keep_columns")
         if self.prefix_image is None and (self.keep_rows != "auto" or self.keep_columns):
             raise ValueError("--keep-rows and --keep-columns: of which picture? Give --prefix-image")
-        if not self.output.lower().endswith(".png"):
-            raise ValueError(f"--output {self.output}: must end in .png")
 
 
 @dataclass
-class GridOptions(SheetOptions):
-    labels: list[str] | None = None
-    """Classes by number or name; default: the eight of the published demo, or the model's first eight."""
+class GridOptions(SampledSheetOptions, LabelOptions):
+    pass
 
 
 @dataclass
@@ -56,18 +82,12 @@ class PromptOptions:
 
 
 @dataclass
-class PromptGridOptions(SheetOptions):
-    prompts: list[str] | None = None
-    """What the pictures show, each in quotes; an empty one: whatever the model makes of none. Default: four of the list
-    that ships."""
-    prompt_file: str | None = None
-    """Instead: a list of prompts (csv, tsv, jsonl or txt), or - for a prompt a line on standard input."""
+class PromptGridOptions(SampledSheetOptions, PromptListOptions):
     output: str = "sample_t2i.png"
 
     def __post_init__(self):
         super().__post_init__()
-        if self.prompts and self.prompt_file:
-            raise ValueError("--prompts and --prompt-file: give one of them")
+        self.check_prompts()
 
 
 @dataclass
@@ -81,6 +101,11 @@ class SampleC2I:
 
 def text_gpt() -> GPTOptions:
     return GPTOptions(gpt_type="t2i", cls_token_num=120)
+
+
+def with_text_tokens(gpt: GPTOptions) -> GPTOptions:
+    """With the condition tokens of a text-conditional model, where the flag has the other kind's default."""
+    return replace(gpt, cls_token_num=text_gpt().cls_token_num) if gpt.cls_token_num == 1 else gpt
 
 
 @dataclass

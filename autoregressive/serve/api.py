@@ -108,7 +108,7 @@ class Endpoint:
         data = await together(one(wish) for wish in wishes)
         self.ledger.sent(len(data))
         return {"created": int(time.time()), "data": data, "size": f"{side}x{side}", "output_format": kind,
-                "seed": seed, "usage": self._usage(asked.n), **self._notes(asked)}  # fmt: skip
+                "seed": seed, "usage": self._usage(wishes), **self._notes(asked)}  # fmt: skip
 
     async def bounded(self, work: Awaitable, ends: float):
         """The work's result; Refusal where the time is over before, or the engine has stopped."""
@@ -146,7 +146,7 @@ class Endpoint:
                 await ended(drawing)
             self.ledger.sent(1)
             events.put_nowait(event("completed", base64_of(content), side, kind, index=i, seed=seed,
-                                    usage=self._usage(1), **self._notes(asked)))  # fmt: skip
+                                    usage=self._usage([wish]), **self._notes(asked)))  # fmt: skip
 
         work = asyncio.create_task(together(one(i, wish) for i, wish in enumerate(wishes)))
         work.add_done_callback(lambda _: events.put_nowait(b""))
@@ -157,8 +157,9 @@ class Endpoint:
         finally:
             await ended(work)
 
-    def _usage(self, pictures: int) -> dict:
-        return usage(1, pictures * self.painter.packing.codes)
+    def _usage(self, wishes: list[Wish]) -> dict:
+        rows = len(wishes[0].condition) if self.painter.captions else 1
+        return usage(rows, len(wishes) * self.painter.packing.codes)
 
     @staticmethod
     def _notes(asked: Generation) -> dict:

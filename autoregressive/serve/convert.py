@@ -89,6 +89,5 @@ def config_of(gpt: GPT, streams: int) -> dict:
         "gpt_type": args.model_type,
         "head_width": args.head_width,
         **{name: value for name, value in gpt_config(gpt.model).items()
-           if name in ("n_head", "n_kv_head", "norm_eps", "rope_base", "num_classes", "caption_dim", "cls_token_num",
-                       "block_size")},
+           if name in ("n_head", "n_kv_head", "norm_eps", "rope_base", "num_classes", "cls_token_num", "block_size")},
     }  # fmt: skip

@@ -2,20 +2,29 @@
 
 import asyncio
 import os
+import signal
+import socket
 from dataclasses import replace
 from pathlib import Path
 
 from autoregressive.bundled import or_bundled
-from autoregressive.sample.options import text_gpt
+from autoregressive.sample.options import with_text_tokens
 from autoregressive.sample.pipeline import sampling_from
-from autoregressive.serve.options import Serve
+from autoregressive.serve.options import Serve, ServerOptions
 from autoregressive.serve.painter import check_plugin, painter
 
 
 def serve(options: Serve) -> None:
     """Start the engine, and listen until Ctrl-C."""
     check_plugin()
+    signal.signal(signal.SIGTERM, leave)
     asyncio.run(listen(options))
+
+
+def leave(number: int, frame) -> None:
+    """What SIGTERM does when uvicorn has closed its connections: by itself it would end this process alone, and leave
+    the engine's behind."""
+    raise SystemExit(128 + number)
 
 
 async def listen(options: Serve) -> None:
@@ -25,17 +34,25 @@ async def listen(options: Serve) -> None:
 
     gpt, tokenizer = or_bundled(options.gpt, options.tokenizer)
     captions = gpt.gpt_type == "t2i"
-    if captions and gpt.cls_token_num == 1:  # the flag's default, which is the other kind's
-        gpt = replace(gpt, cls_token_num=text_gpt().cls_token_num)
+    gpt = with_text_tokens(gpt) if captions else gpt
     chosen = options.server
     if chosen.api_key is None:
         chosen = replace(chosen, api_key=os.environ.get("LLAMAGEN_API_KEY"))
+    place = listening(chosen)
     async with painter(gpt, tokenizer, options.engine, options.encoder if captions else None) as one:
         name = chosen.model_name or one.pipeline.gpt.name
         places = options.engine.max_num_seqs * options.engine.data_parallel_size
         app = build(Endpoint(one, chosen, sampling_from(options.sampling), name, places))
-        server = uvicorn.Server(uvicorn.Config(app, chosen.host, chosen.port, log_level="warning"))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         print(f"{name} ({Path(gpt.gpt_ckpt).name}) is served on http://{chosen.host}:{chosen.port}", flush=True)
-        await server.serve()
-        if not server.started:
-            raise ValueError(f"--port {chosen.port}: cannot listen on {chosen.host}:{chosen.port}; choose another")
+        await server.serve(sockets=[place])
+
+
+def listening(options: ServerOptions) -> socket.socket:
+    """Taken before the engine starts: an address that cannot be had is known at once."""
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    try:
+        return socket.create_server((options.host, options.port), family=family)
+    except OSError as error:
+        raise ValueError(f"--host {options.host} --port {options.port}: cannot listen there ({error.strerror}); choose "
+                         "another") from error  # fmt: skip

@@ -31,10 +31,6 @@ from autoregressive.serve.vllm_names import (
 )
 
 
-def packing_of(config) -> Packing:
-    return Packing(config.block_size, config.cls_token_num, config.num_classes if config.gpt_type == "c2i" else 0)
-
-
 class SelfAttention(nn.Module):
     def __init__(self, vllm_config: VllmConfig, prefix: str):
         super().__init__()
@@ -106,7 +102,7 @@ class Decoder(nn.Module):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__()
         config = vllm_config.model_config.hf_config
-        self.streams, self.packing = config.cfg_streams, packing_of(config)
+        self.streams, self.packing = config.cfg_streams, Packing.of(config, config.gpt_type)
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         # c2i: the classes and 'none'. t2i: 'no caption', a row a position; captions come as they are.
         rows = config.num_classes + 1 if self.packing.classes else config.cls_token_num
@@ -152,14 +148,14 @@ class Decoder(nn.Module):
 
 
 class LlamaGenForImageCodes(nn.Module):
-    """The model that the architecture names. Its requests are made by engine.py."""
+    """The model that the architecture names. Its requests are made by painter.py."""
 
     supports_mrope = True  # positions are ours to say
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__()
         config = vllm_config.model_config.hf_config
-        self.config, self.packing = config, packing_of(config)
+        self.config, self.packing = config, Packing.of(config, config.gpt_type)
         self.decoder = Decoder(vllm_config=vllm_config, prefix=f"{prefix}decoder")
         self.output = ParallelLMHead(config.vocab_size, config.hidden_size, prefix=f"{prefix}output")
         self.logits_processor = LogitsProcessor(config.vocab_size)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from autoregressive.options import EncoderOptions, GPTOptions, SamplingOptions
-from autoregressive.sample.options import text_gpt
+from autoregressive.sample.options import LabelOptions, PromptListOptions, SheetOptions, text_gpt
 from engine.options import at_least
 from tokenizer.tokenizer_image.vq_options import TokenizerOptions
 
@@ -40,47 +40,23 @@ class EngineOptions:
 
 
 @dataclass
-class ServedSheetOptions:
-    """A grid of pictures."""
-
-    num_images: int | None = None
-    """How many pictures; what they are of is repeated in turn. Default: one of each."""
-    per_row: int = 4
-    """Pictures side by side in the grid."""
-    seed: int = 0
-    """Fixes the pictures, whatever else is drawn beside them; other than those of the samplers without vLLM."""
+class ServedSheetOptions(SheetOptions):
     greedy: bool = False
     """Take the most likely code each time: one picture a class, the same as without vLLM."""
+
+
+@dataclass
+class ServedGridOptions(ServedSheetOptions, LabelOptions):
     output: str = "sample_c2i_vllm.png"
-    """The grid, a .png file."""
-    single_dir: str | None = None
-    """Write each picture as a PNG of its own into this folder, too."""
-
-    def __post_init__(self):
-        at_least(self, 1, "num_images", "per_row")
-        at_least(self, 0, "seed")
-        if not self.output.lower().endswith(".png"):
-            raise ValueError(f"--output {self.output}: must end in .png")
 
 
 @dataclass
-class ServedGridOptions(ServedSheetOptions):
-    labels: list[str] | None = None
-    """Classes by number or name; default: the eight of the published demo, or the model's first eight."""
-
-
-@dataclass
-class ServedPromptOptions(ServedSheetOptions):
-    prompts: list[str] | None = None
-    """What the pictures show, each in quotes. Default: four of the list that ships."""
-    prompt_file: str | None = None
-    """Instead: a list of prompts (csv, tsv, jsonl or txt), or - for a prompt a line on standard input."""
+class ServedPromptOptions(ServedSheetOptions, PromptListOptions):
     output: str = "sample_t2i_vllm.png"
 
     def __post_init__(self):
         super().__post_init__()
-        if self.prompts and self.prompt_file:
-            raise ValueError("--prompts and --prompt-file: give one of them")
+        self.check_prompts()
 
 
 @dataclass

@@ -22,6 +22,11 @@ class Packing:
     prefix: int  # P
     classes: int = 0
 
+    @classmethod
+    def of(cls, args, kind: str) -> "Packing":
+        """args: of a GPT, or its config.json; kind: "c2i" or "t2i"."""
+        return cls(args.block_size, args.cls_token_num, args.num_classes if kind == "c2i" else 0)
+
     @property
     def span(self) -> int:
         """Positions of a picture."""

@@ -98,7 +98,7 @@ class Painter:
         self.pipeline, self.llm, self.dtype = pipeline, llm, dtype
         args = pipeline.gpt.model.config
         self.captions = args.model_type == "t2i"
-        self.packing = Packing(args.block_size, args.cls_token_num, 0 if self.captions else args.num_classes)
+        self.packing = Packing.of(args, args.model_type)
         self.darkroom = Darkroom(pipeline, options.decode_batch_size)
         self.numbers = itertools.count()
 

@@ -1,24 +1,19 @@
 """A few pictures of chosen classes or prompts through vLLM: a grid, single files, and how long it took."""
 
 import asyncio
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from autoregressive.bundled import or_bundled
-from autoregressive.options import SamplingOptions
-from autoregressive.sample.drawn import save_drawn
-from autoregressive.sample.grid import check_places, default_classes, prompts_of, repeated
+from autoregressive.sample.grid import check_places, default_classes, prompts_of, repeated, save_sheet
 from autoregressive.sample.pipeline import sampling_from
-from autoregressive.serve.options import ServedC2I, ServedSheetOptions, ServedT2I
+from autoregressive.serve.options import ServedC2I, ServedT2I
 from autoregressive.serve.painter import Painter, Wish, painter, picture_seed
-from evaluations.images import save_grid
 
 
 def sample_classes(options: ServedC2I) -> None:
@@ -61,7 +56,8 @@ async def write_sheet(
         drawn = len(wishes) * one.packing.codes
         print(f"starting {loaded - began:.2f} s; {drawn} codes, decoded beside, in {seconds:.2f} s "
               f"({drawn / seconds:.0f} codes/s)")  # fmt: skip
-        write(grid, chosen, what, names, codes, pictures, one)
+        settings = {"served": "vllm", "greedy": grid.greedy, **asdict(chosen)}
+        save_sheet(grid, one.pipeline, what, names, pictures, torch.tensor(codes), settings)
 
 
 async def draw(one: Painter, wishes: list[Wish]) -> tuple[list[list[int]], np.ndarray]:
@@ -76,15 +72,3 @@ async def draw(one: Painter, wishes: list[Wish]) -> tuple[list[list[int]], np.nd
 
         found = await asyncio.gather(*map(single, wishes))
     return [codes for codes, _ in found], np.stack([picture for _, picture in found])
-
-
-def write(grid: ServedSheetOptions, chosen: SamplingOptions, what: str, names: list[str], codes: list[list[int]],
-          pictures: np.ndarray, one: Painter) -> None:  # fmt: skip
-    settings = {"seed": grid.seed, "greedy": grid.greedy, "served": "vllm", **asdict(chosen)}
-    plural = {"class": "classes"}.get(what, f"{what}s")
-    save_grid(grid.output, pictures, grid.per_row, {"settings": json.dumps({plural: names, **settings})})
-    if grid.single_dir is not None:
-        for i, (picture, name) in enumerate(zip(pictures, names)):
-            save_drawn(Path(grid.single_dir) / f"{i:06d}.png", picture, {what: name, "picture": i, **settings},
-                       np.array(codes[i]), one.pipeline)  # fmt: skip
-    print(f"{len(pictures)} pictures ({', '.join(dict.fromkeys(names))}) -> {grid.output}")

@@ -16,5 +16,3 @@ from vllm.sampling_params import RequestOutputKind  # noqa: F401
 from vllm.sequence import IntermediateTensors  # noqa: F401
 from vllm.v1.engine.async_llm import AsyncLLM  # noqa: F401
 from vllm.v1.engine.exceptions import EngineDeadError  # noqa: F401
-
-TRIED = ("0.32.0",)
