@@ -19,10 +19,10 @@ def parse(options: type[Options], argv: list[str] | None = None, description: st
 
 
 def leave_for_good(code: int) -> None:
-    """End one process of many that has done its work.
+    """End one process of many that has done its work, or has said why it cannot.
 
     A thread of gloo's that the interpreter's end does not find finished aborts the process: a run that has saved
-    everything would be called failed, and a launcher would start it again.
+    everything would be called failed, and a launcher would start it again; a user's mistake would look like a crash.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         sys.stdout.flush()
@@ -53,6 +53,7 @@ def run(main: Callable[[Options], None], options: type[Options]) -> None:
             message = message.strip().splitlines()[-1].partition(": ")[2]
         print(f"error: {message}", file=sys.stderr)
         print(f"  (from {where.filename}:{where.lineno}; LLAMAGEN_TRACEBACK=1 shows the whole trace)", file=sys.stderr)
+        leave_for_good(2)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

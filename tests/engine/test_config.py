@@ -93,6 +93,8 @@ class Options:
 def main(options):
     threading.Thread(target=time.sleep, args=(300,)).start()
     print("all is saved")
+    if options.code == 2:
+        raise ValueError("a user's mistake")
     if options.code:
         raise SystemExit(options.code)
 
@@ -100,7 +102,7 @@ run(main, Options)
 """
 
 
-@pytest.mark.parametrize("code", [0, 143])
+@pytest.mark.parametrize("code", [0, 2, 143])
 def test_one_process_of_many_that_has_done_its_work_ends_whatever_threads_remain(code, tmp_path):
     (tmp_path / "entry.py").write_text(ENTRY)
     done = subprocess.run([sys.executable, str(tmp_path / "entry.py"), "--code", str(code)], capture_output=True,
