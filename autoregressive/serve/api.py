@@ -19,7 +19,7 @@ from autoregressive.models.generate import Sampling
 from autoregressive.sample.drawn import greyed, resized
 from autoregressive.serve.ledger import Ledger, Shelf
 from autoregressive.serve.options import ServerOptions
-from autoregressive.serve.painter import Painter, Wish, picture_seed
+from autoregressive.serve.painter import Painter, Wish, guidance_of, picture_seed
 from autoregressive.serve.wire import (
     FORMATS,
     Generation,
@@ -66,7 +66,7 @@ class Endpoint:
             raise Refusal(400, f"partial_images: {pipeline.grid - 1} are the most", "partial_images")
         try:
             sampling = asked.sampling(self.sampling)
-            self.painter.packing.guidance(sampling.cfg_scale, sampling.cfg_interval)
+            guidance_of(sampling, self.painter.packing)
         except ValueError as error:
             raise Refusal(400, str(error).replace("--cfg-scale", "cfg_scale"), "cfg_scale") from error
         try:

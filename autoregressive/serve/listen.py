@@ -39,10 +39,11 @@ async def listen(options: Serve) -> None:
     if chosen.api_key is None:
         chosen = replace(chosen, api_key=os.environ.get("LLAMAGEN_API_KEY"))
     place = listening(chosen)
-    async with painter(gpt, tokenizer, options.engine, options.encoder if captions else None) as one:
+    encoder, sampling = options.encoder if captions else None, sampling_from(options.sampling)
+    async with painter(gpt, tokenizer, options.engine, encoder, sampling) as one:
         name = chosen.model_name or one.pipeline.gpt.name
         places = options.engine.max_num_seqs * options.engine.data_parallel_size
-        app = build(Endpoint(one, chosen, sampling_from(options.sampling), name, places))
+        app = build(Endpoint(one, chosen, sampling, name, places))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         print(f"{name} ({Path(gpt.gpt_ckpt).name}) is served on http://{chosen.host}:{chosen.port}", flush=True)
         await server.serve(sockets=[place])

@@ -104,9 +104,7 @@ class Painter:
 
     def prompt(self, wish: Wish) -> dict:
         """What vLLM is asked with. ValueError for guidance that cannot be carried."""
-        guidance = self.packing.guidance(wish.sampling.cfg_scale, wish.sampling.cfg_interval)
-        if wish.sampling.guided and wish.sampling.cfg_schedule != "constant":
-            raise ValueError(f"--cfg-schedule {wish.sampling.cfg_schedule}: served models guide constantly")
+        guidance = guidance_of(wish.sampling, self.packing)
         if not self.captions:
             return {"prompt_token_ids": [self.packing.first_id(guidance, wish.condition)]}
         with torch.inference_mode():
@@ -167,16 +165,21 @@ async def painter(
     tokenizer: TokenizerOptions,
     options: EngineOptions,
     encoder: EncoderOptions | None = None,
+    sampling: Sampling | None = None,
     guided: bool = True,
 ) -> AsyncIterator[Painter]:
-    """Convert the weights if that is not done yet, load both models, and start vLLM. guided: whether any picture will
-    be; without, the second branch is not computed."""
+    """Convert the weights if that is not done yet, load both models, and start vLLM. sampling: one that will be asked
+    for, so that what cannot be served is said at once. guided: whether any picture will be; without, the second branch
+    is not computed."""
     check_plugin()
     device = pick_device("auto")
     dtype = pick_precision(options.precision, device)
     vq = load_tokenizer(tokenizer, device, pick_precision(options.decode_precision, device, "--decode-precision"))
     converted = convert(gpt, vq.model.downsample, options.cache_dir)
     check_pair(converted.gpt, vq, gpt, tokenizer)
+    args = converted.gpt.model.config
+    guidance_of(sampling or Sampling(), Packing.of(args, args.model_type))
+    check_shares(args, options.tensor_parallel_size)
     pipeline = Pipeline(converted.gpt, vq, runner=None)
     if encoder is not None:
         add_encoder(pipeline, gpt, encoder)
@@ -187,6 +190,13 @@ async def painter(
         yield one
     finally:
         one.close()
+
+
+def guidance_of(sampling: Sampling, packing: Packing) -> int:
+    """As requests carry it. ValueError for what they cannot."""
+    if sampling.guided and sampling.cfg_schedule != "constant":
+        raise ValueError(f"--cfg-schedule {sampling.cfg_schedule}: served models guide constantly")
+    return packing.guidance(sampling.cfg_scale, sampling.cfg_interval)
 
 
 def check_plugin() -> None:
@@ -222,6 +232,19 @@ def start(folder: Path, options: EngineOptions, dtype: torch.dtype, device: torc
         skip_tokenizer_init=True, enable_prompt_embeds=args.model_type == "t2i", enable_prefix_caching=False,
         max_model_len=args.cls_token_num + args.block_size, max_num_seqs=options.max_num_seqs,
         tensor_parallel_size=options.tensor_parallel_size, data_parallel_size=options.data_parallel_size,
-        disable_log_stats=True, enforce_eager=options.eager or (device.type == "cpu" and not options.compile), **memory,
+        disable_log_stats=True, use_tqdm_on_load=False,
+        enforce_eager=options.eager or (device.type == "cpu" and not options.compile), **memory,
     )  # fmt: skip
-    return AsyncLLM.from_engine_args(chosen)
+    try:
+        return AsyncLLM.from_engine_args(chosen)
+    except RuntimeError as error:
+        raise ValueError(f"vLLM did not start: its own words stand above ({error}). Where memory is short: a smaller "
+                         "--max-num-seqs, more --tensor-parallel-size, another --gpu-memory-utilization; where the "
+                         f"converted weights may be damaged: remove {folder}") from error  # fmt: skip
+
+
+def check_shares(args, ranks: int) -> None:
+    """ValueError unless each of so many processes has whole heads."""
+    if args.n_head % ranks or (args.n_kv_head % ranks and ranks % args.n_kv_head):
+        raise ValueError(f"--tensor-parallel-size {ranks}: must divide the GPT's {args.n_head} heads, and divide or be "
+                         f"a multiple of its {args.n_kv_head} key heads")  # fmt: skip

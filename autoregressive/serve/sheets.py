@@ -47,7 +47,7 @@ async def write_sheet(
     grid, chosen, began = options.grid, options.sampling, time.perf_counter()
     sampling = replace(sampling_from(chosen), greedy=grid.greedy)
     encoder = getattr(options, "encoder", None)
-    async with painter(*pair, options.engine, encoder, guided=sampling.guided) as one:
+    async with painter(*pair, options.engine, encoder, sampling, guided=sampling.guided) as one:
         names, conditions = wanted(one)
         loaded = time.perf_counter()
         wishes = [Wish(condition, sampling, picture_seed(grid.seed, i)) for i, condition in enumerate(conditions)]

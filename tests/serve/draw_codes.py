@@ -19,7 +19,7 @@ async def draw(job: dict) -> dict:
 
     arguments = vllm_names.AsyncEngineArgs
     vllm_names.AsyncEngineArgs = lambda **given: arguments(**{**given, "disable_log_stats": False, **job["more"]})
-    async with painter(*job["pair"], job["engine"], guided=job["guided"]) as one:
+    async with painter(*job["pair"], job["engine"]) as one:
         wishes = [Wish(condition, sampling) for condition, sampling in job["wishes"]]
         codes = await asyncio.gather(*map(one.all_codes, wishes))
         preemptions = sum(sample.value for metric in REGISTRY.collect() if metric.name == "vllm:num_preemptions"

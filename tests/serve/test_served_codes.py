@@ -26,11 +26,11 @@ MIXED = [(label, Sampling(cfg_scale=scale, cfg_interval=interval, greedy=True))
 LOAD = {"block_size": 32, "num_gpu_blocks_override": 7}
 
 
-def drawn(folder: Path, pair: tuple, wishes: list, guided: bool = True, engine: dict | None = None, **more) -> dict:
+def drawn(folder: Path, pair: tuple, wishes: list, engine: dict | None = None, **more) -> dict:
     """{"codes", "preemptions"} of a process that has vLLM to itself."""
     given = {"precision": "none", "max_num_seqs": 4, "cache_dir": str(folder / "cache"), **(engine or {})}
     engine = EngineOptions(**given)
-    job = {"pair": pair, "engine": engine, "wishes": wishes, "guided": guided, "more": more}
+    job = {"pair": pair, "engine": engine, "wishes": wishes, "more": more}
     (folder / "job").write_bytes(pickle.dumps(job))
     command = [sys.executable, str(ROOT / "tests/serve/draw_codes.py"), str(folder / "job")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
@@ -76,12 +76,6 @@ def test_layers_that_two_processes_share_and_few_key_heads(tmp_path):
     pair = written(tmp_path, n_kv_head=2)
     wanted = expected(load_pipeline(*pair, MACHINE), MIXED)
     assert drawn(tmp_path, pair, MIXED, engine={"tensor_parallel_size": 2})["codes"] == wanted
-
-
-def test_without_guidance_there_is_no_second_branch(tmp_path):
-    pair, wishes = written(tmp_path), [(label, Sampling(greedy=True)) for label in range(10)]
-    wanted = expected(load_pipeline(*pair, MACHINE), wishes)
-    assert drawn(tmp_path, pair, wishes, guided=False)["codes"] == wanted
 
 
 def test_captions_of_all_lengths_in_chunks_and_under_preemption(tmp_path):

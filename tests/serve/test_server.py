@@ -206,17 +206,16 @@ def test_an_engine_that_is_killed_is_seen_and_nothing_stays_behind(folder):
         assert not psutil.wait_procs(known[1:], timeout=20)[1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_server_that_is_told_to_leave_leaves_nothing_behind(folder, number):
-    with start(folder) as server:
-        known = processes(server)
-        assert len(known) > 1
-        server.process.send_signal(number)
-        assert not psutil.wait_procs(known, timeout=30)[1]
-        assert "Traceback" not in server.log.read_text()
+def assert_leaves(server: Served, number: signal.Signals) -> None:
+    """Told to leave it leaves nothing behind."""
+    known = processes(server)
+    assert len(known) > 1
+    server.process.send_signal(number)
+    assert not psutil.wait_procs(known, timeout=30)[1]
+    assert "Traceback" not in server.log.read_text()
 
 
-def test_captions(tmp_path):
+def test_captions_and_leaving_by_ctrl_c(tmp_path):
     files = write_text_files(tmp_path)
     gpt = build_gpt("GPT-1M", model_type="t2i", cls_token_num=120, caption_dim=32)
     write_gpt(files / "gpt.pt", gpt, class_names=None, image_size=32)
@@ -233,3 +232,9 @@ def test_captions(tmp_path):
         for text, picture in zip(texts, wanted):
             answer = client.images.generate(prompt=text, extra_body={"temperature": 0})
             assert_same(pixels(answer.data[0].b64_json), picture)
+        assert_leaves(server, signal.SIGINT)
+
+
+def test_a_server_that_is_ended(server):
+    """The last test of this file: the others' server is gone then."""
+    assert_leaves(server, signal.SIGTERM)
