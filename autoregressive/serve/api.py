@@ -17,9 +17,10 @@ from starlette.exceptions import HTTPException
 
 from autoregressive.models.generate import Sampling
 from autoregressive.sample.drawn import greyed, resized
+from autoregressive.serve.launch import guidance_of
 from autoregressive.serve.ledger import Ledger, Shelf
 from autoregressive.serve.options import ServerOptions
-from autoregressive.serve.painter import Painter, Wish, guidance_of, picture_seed
+from autoregressive.serve.painter import Painter, Wish, picture_seed
 from autoregressive.serve.wire import (
     FORMATS,
     Generation,

@@ -8,17 +8,29 @@ from dataclasses import replace
 from pathlib import Path
 
 from autoregressive.bundled import or_bundled
+from autoregressive.options import GPTOptions
 from autoregressive.sample.options import with_text_tokens
 from autoregressive.sample.pipeline import sampling_from
+from autoregressive.serve.launch import check_plugin, lend
 from autoregressive.serve.options import Serve, ServerOptions
-from autoregressive.serve.painter import check_plugin, painter
+from autoregressive.serve.painter import painter
+from tokenizer.tokenizer_image.vq_options import TokenizerOptions
 
 
 def serve(options: Serve) -> None:
     """Start the engine, and listen until Ctrl-C."""
     check_plugin()
     signal.signal(signal.SIGTERM, leave)
-    asyncio.run(listen(options))
+    if options.engine.node_rank:
+        lend(*models(options), options.engine)
+    else:
+        asyncio.run(listen(options))
+
+
+def models(options: Serve) -> tuple[GPTOptions, TokenizerOptions]:
+    """As they are loaded."""
+    gpt, tokenizer = or_bundled(options.gpt, options.tokenizer)
+    return (with_text_tokens(gpt) if gpt.gpt_type == "t2i" else gpt), tokenizer
 
 
 def leave(number: int, frame) -> None:
@@ -32,14 +44,12 @@ async def listen(options: Serve) -> None:
 
     from autoregressive.serve.api import Endpoint, build
 
-    gpt, tokenizer = or_bundled(options.gpt, options.tokenizer)
-    captions = gpt.gpt_type == "t2i"
-    gpt = with_text_tokens(gpt) if captions else gpt
+    gpt, tokenizer = models(options)
     chosen = options.server
     if chosen.api_key is None:
         chosen = replace(chosen, api_key=os.environ.get("LLAMAGEN_API_KEY"))
     place = listening(chosen)
-    encoder, sampling = options.encoder if captions else None, sampling_from(options.sampling)
+    encoder, sampling = options.encoder if gpt.gpt_type == "t2i" else None, sampling_from(options.sampling)
     async with painter(gpt, tokenizer, options.engine, encoder, sampling) as one:
         name = chosen.model_name or one.pipeline.gpt.name
         places = options.engine.max_num_seqs * options.engine.data_parallel_size

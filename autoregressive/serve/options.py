@@ -30,11 +30,23 @@ class EngineOptions:
     """GPUs (on CPUs: processes) that share each layer; must divide the GPT's heads."""
     data_parallel_size: int = 1
     """Copies of the GPT, each on GPUs (processes) of its own."""
+    nnodes: int = 1
+    """Machines that the engine spans: the same command on each, with its --node-rank; the first one answers."""
+    node_rank: int = 0
+    """Of this machine, 0 to --nnodes - 1."""
+    master_addr: str = "127.0.0.1"
+    """The first machine's address, as the others reach it."""
+    master_port: int = 29501
+    """A free port there."""
     cache_dir: str | None = None
     """Where converted weights are kept; default: $XDG_CACHE_HOME or ~/.cache, in llamagen/vllm."""
 
     def __post_init__(self):
-        at_least(self, 1, "max_num_seqs", "decode_batch_size", "tensor_parallel_size", "data_parallel_size")
+        at_least(self, 1, "max_num_seqs", "decode_batch_size", "tensor_parallel_size", "data_parallel_size",
+                 "nnodes", "master_port")  # fmt: skip
+        if not 0 <= self.node_rank < self.nnodes:
+            raise ValueError(f"--node-rank {self.node_rank}: must be 0 to {self.nnodes - 1}, with --nnodes "
+                             f"{self.nnodes}")  # fmt: skip
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ValueError(f"--gpu-memory-utilization {self.gpu_memory_utilization}: must be above 0 and at most 1")
 

@@ -10,13 +10,9 @@ import asyncio
 import contextlib
 import hashlib
 import itertools
-import os
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import entry_points
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,18 +20,11 @@ from torch import Tensor
 
 from autoregressive.models.generate import Sampling
 from autoregressive.options import EncoderOptions, GPTOptions
-from autoregressive.sample.pipeline import Pipeline, add_encoder, check_pair
-from autoregressive.serve.convert import UNGUIDED, config_of, convert
+from autoregressive.sample.pipeline import Pipeline, add_encoder
+from autoregressive.serve.launch import guidance_of, prepare, start
 from autoregressive.serve.options import EngineOptions
 from autoregressive.serve.packing import Packing
-from engine.distributed import pick_device, pick_precision
-from tokenizer.tokenizer_image.vq_load import load_tokenizer
 from tokenizer.tokenizer_image.vq_options import TokenizerOptions
-
-PLUGIN = "autoregressive.serve.plugin:register"
-BLOCK = 128  # positions that vLLM keeps together, on CPUs
-MISSING = "serving needs vLLM, in an environment of its own: bash scripts/test_serve.sh makes one (.venv-serve)"
-NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
 
 
 @dataclass(frozen=True)
@@ -168,83 +157,13 @@ async def painter(
     sampling: Sampling | None = None,
     guided: bool = True,
 ) -> AsyncIterator[Painter]:
-    """Convert the weights if that is not done yet, load both models, and start vLLM. sampling: one that will be asked
-    for, so that what cannot be served is said at once. guided: whether any picture will be; without, the second branch
-    is not computed."""
-    check_plugin()
-    device = pick_device("auto")
-    dtype = pick_precision(options.precision, device)
-    vq = load_tokenizer(tokenizer, device, pick_precision(options.decode_precision, device, "--decode-precision"))
-    converted = convert(gpt, vq.model.downsample, options.cache_dir)
-    check_pair(converted.gpt, vq, gpt, tokenizer)
-    args = converted.gpt.model.config
-    guidance_of(sampling or Sampling(), Packing.of(args, args.model_type))
-    check_shares(args, options.tensor_parallel_size)
-    pipeline = Pipeline(converted.gpt, vq, runner=None)
+    """Convert the weights if that is not done yet, load both models, and start vLLM; prepare() says what the arguments
+    are."""
+    pipeline, dtype, arguments = prepare(gpt, tokenizer, options, sampling, guided)
     if encoder is not None:
         add_encoder(pipeline, gpt, encoder)
-    llm = start(converted.folder, options, dtype, device, pipeline, guided)
-    one = Painter(pipeline, llm, options, dtype)
-    del llm
+    one = Painter(pipeline, start(arguments), options, dtype)
     try:
         yield one
     finally:
         one.close()
-
-
-def guidance_of(sampling: Sampling, packing: Packing) -> int:
-    """As requests carry it. ValueError for what they cannot."""
-    if sampling.guided and sampling.cfg_schedule != "constant":
-        raise ValueError(f"--cfg-schedule {sampling.cfg_schedule}: served models guide constantly")
-    return packing.guidance(sampling.cfg_scale, sampling.cfg_interval)
-
-
-def check_plugin() -> None:
-    """ValueError where vLLM is missing, or would not find our model."""
-    if find_spec("vllm") is None:
-        raise ValueError(MISSING)
-    if not any(entry.value == PLUGIN for entry in entry_points(group="vllm.general_plugins")):
-        raise ValueError("vLLM's processes find our model by the installed package: pip install --no-deps -e .")
-
-
-def cache_bytes(pipeline: Pipeline, options: EngineOptions, dtype: torch.dtype, guided: bool) -> int:
-    """What the keys and values of max_num_seqs whole pictures take in each process, in vLLM's blocks."""
-    config = config_of(pipeline.gpt, streams=2 if guided else 1)
-    blocks = -(-config["max_position_embeddings"] // BLOCK) * options.max_num_seqs + 1
-    heads = max(1, config["num_key_value_heads"] // options.tensor_parallel_size)
-    return 2 * config["num_hidden_layers"] * heads * config["head_dim"] * dtype.itemsize * blocks * BLOCK
-
-
-def start(folder: Path, options: EngineOptions, dtype: torch.dtype, device: torch.device, pipeline: Pipeline,
-          guided: bool):  # fmt: skip
-    """vLLM's engine, in processes of its own."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # it has much to say of what does not concern these models
-    from autoregressive.serve.vllm_names import AsyncEngineArgs, AsyncLLM
-
-    args = pipeline.gpt.model.config
-    memory = {"gpu_memory_utilization": options.gpu_memory_utilization}
-    if device.type == "cpu":  # just what is asked for; vLLM would take most of the machine
-        if options.tensor_parallel_size * options.data_parallel_size > 1:  # else it wants a NUMA node for each process
-            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        memory = {"kv_cache_memory_bytes": cache_bytes(pipeline, options, dtype, guided)}
-    chosen = AsyncEngineArgs(
-        model=str(folder), hf_config_path=None if guided else str(folder / UNGUIDED), dtype=NAMES[dtype],
-        skip_tokenizer_init=True, enable_prompt_embeds=args.model_type == "t2i", enable_prefix_caching=False,
-        max_model_len=args.cls_token_num + args.block_size, max_num_seqs=options.max_num_seqs,
-        tensor_parallel_size=options.tensor_parallel_size, data_parallel_size=options.data_parallel_size,
-        disable_log_stats=True, use_tqdm_on_load=False,
-        enforce_eager=options.eager or (device.type == "cpu" and not options.compile), **memory,
-    )  # fmt: skip
-    try:
-        return AsyncLLM.from_engine_args(chosen)
-    except RuntimeError as error:
-        raise ValueError(f"vLLM did not start: its own words stand above ({error}). Where memory is short: a smaller "
-                         "--max-num-seqs, more --tensor-parallel-size, another --gpu-memory-utilization; where the "
-                         f"converted weights may be damaged: remove {folder}") from error  # fmt: skip
-
-
-def check_shares(args, ranks: int) -> None:
-    """ValueError unless each of so many processes has whole heads."""
-    if args.n_head % ranks or (args.n_kv_head % ranks and ranks % args.n_kv_head):
-        raise ValueError(f"--tensor-parallel-size {ranks}: must divide the GPT's {args.n_head} heads, and divide or be "
-                         f"a multiple of its {args.n_kv_head} key heads")  # fmt: skip

@@ -10,8 +10,10 @@ import torch
 from tqdm import tqdm
 
 from autoregressive.bundled import or_bundled
+from autoregressive.models.generate import Sampling
 from autoregressive.sample.grid import check_places, default_classes, prompts_of, repeated, save_sheet
 from autoregressive.sample.pipeline import sampling_from
+from autoregressive.serve.launch import lend
 from autoregressive.serve.options import ServedC2I, ServedT2I
 from autoregressive.serve.painter import Painter, Wish, painter, picture_seed
 
@@ -26,7 +28,7 @@ def sample_classes(options: ServedC2I) -> None:
         return [pipeline.class_names[label] for label in labels], labels
 
     pair = or_bundled(options.gpt, options.tokenizer)
-    asyncio.run(write_sheet(options, pair, "class", wanted))
+    run(options, pair, "class", wanted)
 
 
 def sample_texts(options: ServedT2I) -> None:
@@ -37,15 +39,21 @@ def sample_texts(options: ServedT2I) -> None:
     def wanted(one: Painter) -> tuple[list[str], list[torch.Tensor]]:
         return texts, one.pipeline.caption_rows(texts)
 
-    asyncio.run(write_sheet(options, (options.gpt, options.tokenizer), "prompt", wanted))
+    run(options, (options.gpt, options.tokenizer), "prompt", wanted)
 
 
-async def write_sheet(
-    options: ServedC2I | ServedT2I, pair: tuple, what: str, wanted: Callable[[Painter], tuple[list[str], list]]
-) -> None:
+def run(options: ServedC2I | ServedT2I, pair: tuple, what: str,
+        wanted: Callable[[Painter], tuple[list[str], list]]) -> None:  # fmt: skip
     """wanted(painter): names of `what` and conditions, one of each a picture."""
+    sampling = replace(sampling_from(options.sampling), greedy=options.grid.greedy)
+    if options.engine.node_rank:
+        lend(*pair, options.engine, sampling.guided)
+    else:
+        asyncio.run(write_sheet(options, pair, sampling, what, wanted))
+
+
+async def write_sheet(options, pair: tuple, sampling: Sampling, what: str, wanted: Callable) -> None:
     grid, chosen, began = options.grid, options.sampling, time.perf_counter()
-    sampling = replace(sampling_from(chosen), greedy=grid.greedy)
     encoder = getattr(options, "encoder", None)
     async with painter(*pair, options.engine, encoder, sampling, guided=sampling.guided) as one:
         names, conditions = wanted(one)

@@ -4,6 +4,7 @@ from vllm import AsyncEngineArgs, ModelRegistry, SamplingParams  # noqa: F401
 from vllm.compilation.decorators import support_torch_compile  # noqa: F401
 from vllm.config import VllmConfig  # noqa: F401
 from vllm.distributed import get_tensor_model_parallel_world_size  # noqa: F401
+from vllm.entrypoints.cli.serve import run_headless  # noqa: F401
 from vllm.model_executor.layers.attention import Attention  # noqa: F401
 from vllm.model_executor.layers.linear import (  # noqa: F401
     MergedColumnParallelLinear,

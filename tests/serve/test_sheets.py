@@ -1,24 +1,27 @@
 """The commands that draw a sheet through vLLM draw what those without it do."""
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from support import run_script
+from support import ROOT, command, environment, free_port, run_script
 from test_served_codes import written
 from tiny_pipeline import ENCODER, MACHINE, options, write_gpt, write_text_files
 
 pytest.importorskip("vllm", reason="needs vLLM: bash scripts/test_serve.sh")
 
+import psutil
+
 from autoregressive.models.generate import Sampling
 from autoregressive.models.gpt import build_gpt
 from autoregressive.sample.pipeline import load_pipeline, load_text_pipeline
-from autoregressive.serve import painter
+from autoregressive.serve import launch
 
 C2I, T2I = "autoregressive/serve/sample_c2i.py", "autoregressive/serve/sample_t2i.py"
 
@@ -33,13 +36,23 @@ def held_codes(folder: Path) -> list[list[int]]:
     return [json.loads(Image.open(path).text["codes"])["codes"] for path in sorted((folder / "single").iterdir())]
 
 
-def test_classes_without_guidance(tmp_path):
+def test_classes_without_guidance_on_two_machines(tmp_path):
+    """Both of which are this one; each has a copy of the GPT."""
     pair = written(tmp_path)
     pipeline = load_pipeline(*pair, MACHINE)
     labels = [str(label) for label in range(10)] * 2
     wanted = pipeline.codes(pipeline.labels(labels), Sampling(greedy=True))
-    said = run_script(C2I, *flags(tmp_path, "--cfg-scale", "1", "--labels", *labels[:10], "--num-images", "20",
-                                  "--per-row", "5", "--decode-batch-size", "3"))  # fmt: skip
+    drawn = flags(tmp_path, "--cfg-scale", "1", "--labels", *labels[:10], "--num-images", "20", "--per-row", "5",
+                  "--decode-batch-size", "3", "--max-num-seqs", "5", "--data-parallel-size", "2", "--nnodes", "2",
+                  "--master-port", str(free_port()))  # fmt: skip
+    lender = subprocess.Popen(command(C2I, *drawn, "--node-rank", "1"), env=environment(), cwd=ROOT)
+    try:
+        said = run_script(C2I, *drawn)
+        lent = psutil.Process(lender.pid).children(recursive=True)
+        assert lent and lender.poll() is None
+    finally:
+        lender.terminate()
+    assert not psutil.wait_procs([*lent, lender], timeout=30)[1]
     assert held_codes(tmp_path) == wanted.tolist()
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     pictures = pipeline.to_pictures(wanted)
@@ -75,28 +88,27 @@ def test_what_cannot_be_served_is_said(tmp_path):
         assert words in done.stderr and not (tmp_path / "sheet.png").exists()
 
 
-def test_an_engine_that_does_not_start_is_said(tmp_path, monkeypatch):
+def test_an_engine_that_does_not_start_is_said(monkeypatch):
     class Broken:
         @staticmethod
         def from_engine_args(_):
             raise RuntimeError("Engine core initialization failed")
 
     monkeypatch.setattr("autoregressive.serve.vllm_names.AsyncLLM", Broken)
-    pipeline = load_pipeline(*written(tmp_path), MACHINE)
     with pytest.raises(ValueError, match="vLLM did not start.*Engine core initialization failed.*remove /folder"):
-        painter.start(Path("/folder"), painter.EngineOptions(), torch.float32, torch.device("cpu"), pipeline, True)
+        launch.start(SimpleNamespace(model="/folder"))
 
 
 def test_where_vllm_is_not_there_its_environment_is_named(monkeypatch):
-    monkeypatch.setattr(painter, "find_spec", lambda _: None)
+    monkeypatch.setattr(launch, "find_spec", lambda _: None)
     with pytest.raises(ValueError, match="bash scripts/test_serve.sh"):
-        painter.check_plugin()
+        launch.check_plugin()
     monkeypatch.undo()
-    monkeypatch.setattr(painter, "entry_points", lambda group: [])
+    monkeypatch.setattr(launch, "entry_points", lambda group: [])
     with pytest.raises(ValueError, match="pip install --no-deps -e"):
-        painter.check_plugin()
+        launch.check_plugin()
     monkeypatch.undo()
-    painter.check_plugin()
+    launch.check_plugin()
 
 
 def test_no_import_of_torchvision():
