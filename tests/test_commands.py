@@ -26,6 +26,7 @@ COMMANDS = [
     "benchmarks/evaluation.py",
     "benchmarks/kills.py",
     "benchmarks/sampling.py",
+    "benchmarks/serving.py",
     "benchmarks/training.py",
     "benchmarks/training_memory.py",
     "autoregressive/sample/sample_c2i.py",

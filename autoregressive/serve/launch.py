@@ -1,9 +1,9 @@
 """From options to vLLM's engine, in processes of its own, on this machine or on several."""
 
 import os
-from argparse import Namespace
 from importlib.metadata import entry_points
 from importlib.util import find_spec
+from os import cpu_count
 
 import torch
 
@@ -19,7 +19,8 @@ from tokenizer.tokenizer_image.vq_options import TokenizerOptions
 
 PLUGIN = "autoregressive.serve.plugin:register"
 BLOCK = 128  # positions that vLLM keeps together, on CPUs
-MISSING = "serving needs vLLM, in an environment of its own: bash scripts/test_serve.sh makes one (.venv-serve)"
+FEW = 4  # cores, of which vLLM shall compute on all; it would keep one back, and on two cores take twice as long
+MISSING = "serving needs vLLM, in an environment of its own: bash scripts/serve.sh makes one (.venv-serve)"
 NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
 
 
@@ -83,6 +84,8 @@ def arguments_for(converted: Converted, options: EngineOptions, dtype: torch.dty
     if device.type == "cpu":  # just what is asked for; vLLM would take most of the machine
         if options.tensor_parallel_size * options.data_parallel_size > 1:  # else it wants a NUMA node for each process
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        if (cpu_count() or 1) <= FEW:
+            os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
         memory = {"kv_cache_memory_bytes": cache_bytes(converted, options, dtype, guided)}
     return AsyncEngineArgs(
         model=str(converted.folder), hf_config_path=None if guided else str(converted.folder / UNGUIDED),
@@ -113,4 +116,4 @@ def lend(gpt: GPTOptions, tokenizer: TokenizerOptions, options: EngineOptions, g
     from autoregressive.serve.vllm_names import run_headless
 
     print(f"machine {options.node_rank} of {options.nnodes} works for {options.master_addr}", flush=True)
-    run_headless(Namespace(**{**vars(arguments), "api_server_count": 0, "reasoning_parser_plugin": ""}))
+    run_headless(arguments)

@@ -101,7 +101,7 @@ def test_an_engine_that_does_not_start_is_said(monkeypatch):
 
 def test_where_vllm_is_not_there_its_environment_is_named(monkeypatch):
     monkeypatch.setattr(launch, "find_spec", lambda _: None)
-    with pytest.raises(ValueError, match="bash scripts/test_serve.sh"):
+    with pytest.raises(ValueError, match="bash scripts/serve.sh makes one"):
         launch.check_plugin()
     monkeypatch.undo()
     monkeypatch.setattr(launch, "entry_points", lambda group: [])
