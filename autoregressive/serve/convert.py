@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,12 +52,17 @@ def convert(options: GPTOptions, downsample: int, cache: str | Path | None = Non
 
 def write(gpt: GPT, folder: Path) -> None:
     """Whole or not at all."""
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(".*.part"):  # by a process that was killed
+        if time.time() - left.stat().st_mtime > 24 * 3600:
+            shutil.rmtree(left, ignore_errors=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
     try:
-        (aside / UNGUIDED).mkdir(parents=True)
+        (aside / UNGUIDED).mkdir()
         save_safetensors(aside / "model.safetensors", state_of(gpt.model), {})
         write_json(aside / "config.json", config_of(gpt, streams=2))
         write_json(aside / UNGUIDED / "config.json", config_of(gpt, streams=1))
+        aside.chmod(0o755)  # as any other folder: mkdtemp's own are this user's alone
         try:
             aside.rename(folder)
         except OSError:

@@ -1,6 +1,7 @@
 """From options to vLLM's engine, in processes of its own, on this machine or on several."""
 
 import os
+import signal
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from os import cpu_count
@@ -52,31 +53,37 @@ def guidance_of(sampling: Sampling, packing: Packing) -> int:
 
 
 def check_plugin() -> None:
-    """ValueError where vLLM is missing, or would not find our model."""
+    """ValueError where vLLM is missing or too different, or would not find our model."""
     if find_spec("vllm") is None:
         raise ValueError(MISSING)
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # it has much to say of what does not concern these models
+    try:
+        import autoregressive.serve.vllm_names  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f"this vLLM lacks what serving takes from it ({error}); requirements-serve.txt has the "
+                         "version that was tried") from error  # fmt: skip
     if not any(entry.value == PLUGIN for entry in entry_points(group="vllm.general_plugins")):
         raise ValueError("vLLM's processes find our model by the installed package: pip install --no-deps -e .")
 
 
 def check_shares(args, ranks: int) -> None:
-    """ValueError unless each of so many processes has whole heads."""
-    if args.n_head % ranks or (args.n_kv_head % ranks and ranks % args.n_kv_head):
-        raise ValueError(f"--tensor-parallel-size {ranks}: must divide the GPT's {args.n_head} heads, and divide or be "
-                         f"a multiple of its {args.n_kv_head} key heads")  # fmt: skip
+    """ValueError unless so many processes have the same share of every layer."""
+    if args.n_head % ranks or args.ffn_width % ranks or (args.n_kv_head % ranks and ranks % args.n_kv_head):
+        raise ValueError(f"--tensor-parallel-size {ranks}: must divide the GPT's {args.n_head} heads and the "
+                         f"{args.ffn_width} columns of its feed-forward layers, and divide or be a multiple of its "
+                         f"{args.n_kv_head} key heads")  # fmt: skip
 
 
 def cache_bytes(converted: Converted, options: EngineOptions, dtype: torch.dtype, guided: bool) -> int:
     """What the keys and values of max_num_seqs whole pictures take in each process, in vLLM's blocks."""
     config = config_of(converted.gpt, streams=2 if guided else 1)
     blocks = -(-config["max_position_embeddings"] // BLOCK) * options.max_num_seqs + 1
-    heads = max(1, config["num_key_value_heads"] // options.tensor_parallel_size)
+    heads = config["cfg_streams"] * max(1, config["n_kv_head"] // options.tensor_parallel_size)
     return 2 * config["num_hidden_layers"] * heads * config["head_dim"] * dtype.itemsize * blocks * BLOCK
 
 
 def arguments_for(converted: Converted, options: EngineOptions, dtype: torch.dtype, device: torch.device, guided: bool):
     """AsyncEngineArgs."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # it has much to say of what does not concern these models
     from autoregressive.serve.vllm_names import AsyncEngineArgs
 
     args = converted.gpt.model.config
@@ -98,10 +105,16 @@ def arguments_for(converted: Converted, options: EngineOptions, dtype: torch.dty
     )  # fmt: skip
 
 
+def leave(number: int, frame) -> None:
+    """What SIGTERM does: by itself it would end this process alone, and leave the engine's behind."""
+    raise SystemExit(128 + number)
+
+
 def start(arguments):
-    """The engine (AsyncLLM). ValueError where it does not start."""
+    """The engine (AsyncLLM), which ends with this process. ValueError where it does not start."""
     from autoregressive.serve.vllm_names import AsyncLLM
 
+    signal.signal(signal.SIGTERM, leave)
     try:
         return AsyncLLM.from_engine_args(arguments)
     except RuntimeError as error:

@@ -2,8 +2,8 @@
 
 import asyncio
 import os
-import signal
 import socket
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,11 +16,13 @@ from autoregressive.serve.options import Serve, ServerOptions
 from autoregressive.serve.painter import painter
 from tokenizer.tokenizer_image.vq_options import TokenizerOptions
 
+GRACE = 10  # seconds that those who wait still have when the server is told to leave
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
 
 def serve(options: Serve) -> None:
     """Start the engine, and listen until Ctrl-C."""
     check_plugin()
-    signal.signal(signal.SIGTERM, leave)
     if options.engine.node_rank:
         lend(*models(options), options.engine)
     else:
@@ -33,29 +35,27 @@ def models(options: Serve) -> tuple[GPTOptions, TokenizerOptions]:
     return (with_text_tokens(gpt) if gpt.gpt_type == "t2i" else gpt), tokenizer
 
 
-def leave(number: int, frame) -> None:
-    """What SIGTERM does when uvicorn has closed its connections: by itself it would end this process alone, and leave
-    the engine's behind."""
-    raise SystemExit(128 + number)
-
-
 async def listen(options: Serve) -> None:
     import uvicorn
 
-    from autoregressive.serve.api import Endpoint, build
+    from autoregressive.serve.api import build
+    from autoregressive.serve.endpoint import Endpoint
 
     gpt, tokenizer = models(options)
     chosen = options.server
     if chosen.api_key is None:
         chosen = replace(chosen, api_key=os.environ.get("LLAMAGEN_API_KEY"))
+    if chosen.api_key is None and chosen.host not in LOOPBACK:
+        print(f"--host {chosen.host} lets other machines in, and no --api-key is asked of them", file=sys.stderr)
     place = listening(chosen)
     encoder, sampling = options.encoder if gpt.gpt_type == "t2i" else None, sampling_from(options.sampling)
     async with painter(gpt, tokenizer, options.engine, encoder, sampling) as one:
         name = chosen.model_name or one.pipeline.gpt.name
         places = options.engine.max_num_seqs * options.engine.data_parallel_size
         app = build(Endpoint(one, chosen, sampling, name, places))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-        print(f"{name} ({Path(gpt.gpt_ckpt).name}) is served on http://{chosen.host}:{chosen.port}", flush=True)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE))
+        host = f"[{chosen.host}]" if ":" in chosen.host else chosen.host
+        print(f"{name} ({Path(gpt.gpt_ckpt).name}) is served on http://{host}:{chosen.port}", flush=True)
         await server.serve(sockets=[place])
 
 

@@ -10,12 +10,13 @@ vocabulary.
 """
 
 from collections.abc import Iterable
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoregressive.models.gpt import RMSNorm, rotary_2d
+from autoregressive.models.gpt import CaptionProjection, RMSNorm, rotary_2d, rotate
 from autoregressive.serve.packing import Packing
 from autoregressive.serve.vllm_names import (
     Attention,
@@ -47,20 +48,14 @@ class SelfAttention(nn.Module):
                               quant_config=quant, prefix=f"{prefix}.attn")  # fmt: skip
 
     def forward(self, x: Tensor, rotary: Tensor) -> Tensor:
-        """x [T * S, D]; rotary float32 [T, 1, 1, K/2, 2]."""
+        """x [T * S, D]; rotary float32 [T, K/2, 2]."""
         heads, _ = self.wqkv(x)
         heads = heads.view(-1, self.streams, self.heads + 2 * self.kv_heads, self.width)  # [T, S, H + 2G, K]
         turned, v = heads.split([self.heads + self.kv_heads, self.kv_heads], dim=2)
-        q, k = rotate(turned, rotary).split([self.heads, self.kv_heads], dim=2)
+        turned = rotate(turned.transpose(0, 1), rotary).transpose(0, 1)
+        q, k = turned.split([self.heads, self.kv_heads], dim=2)
         out = self.attn(*(part.flatten(1) for part in (q, k, v)))  # [T, S * H * K]
         return self.wo(out.view(-1, self.heads * self.width))[0]  # [T * S, D]
-
-
-def rotate(x: Tensor, rotary: Tensor) -> Tensor:
-    """Turn the adjacent pairs of x [T, S, H, K] by the angles of rotary [T, 1, 1, K/2, 2], in float32."""
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # [T, S, H, K/2]
-    cos, sin = rotary.unbind(-1)
-    return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2).type_as(x)
 
 
 class FeedForward(nn.Module):
@@ -135,7 +130,7 @@ class Decoder(nn.Module):
     ) -> Tensor:
         packed = positions[0].clamp(min=0)  # [T]; M-RoPE's three rows are equal
         guidance, places = packed // self.packing.span, packed % self.packing.span
-        rotary = self.rotary[places][:, None, None]
+        rotary = self.rotary[places]
         h = self.embed(input_ids, inputs_embeds, places).flatten(0, 1)  # [T * S, D]
         for layer in self.layers:
             h = layer(h, rotary)
@@ -198,7 +193,7 @@ class LlamaGenForImageCodes(nn.Module):
                 loader(parameter, self._widened(name, value), *shard)
             loaded.add(name)
         if caption:
-            none = project(caption["uncond_embedding"], caption)
+            none = projected(caption)
             parameters["decoder.conditions.weight"].data.copy_(none)
             loaded.add("decoder.conditions.weight")
         return loaded
@@ -224,7 +219,11 @@ class LlamaGenForImageCodes(nn.Module):
         return value
 
 
-def project(captions: Tensor, weights: dict[str, Tensor]) -> Tensor:
-    """Caption features [.., caption_dim] as rows of the decoder [.., D]; CaptionProjection of the GPT."""
-    first, second = (weights[f"cap_proj.{name}.weight"] for name in ("fc1", "fc2"))
-    return F.linear(F.gelu(F.linear(captions.to(first), first), approximate="tanh"), second)
+def projected(weights: dict[str, Tensor]) -> Tensor:
+    """'No caption' as rows of the decoder [P, D], by the weights of a CaptionEmbedder."""
+    none = weights["uncond_embedding"]
+    layers = {name.removeprefix("cap_proj."): value for name, value in weights.items() if name != "uncond_embedding"}
+    dim, caption_dim = layers["fc1.weight"].shape
+    with torch.device("meta"):
+        layer = CaptionProjection(SimpleNamespace(caption_dim=caption_dim, dim=dim))
+    return torch.func.functional_call(layer, layers, none.to(layers["fc1.weight"]))

@@ -53,6 +53,8 @@ class EngineOptions:
 
 @dataclass
 class ServedSheetOptions(SheetOptions):
+    seed: int = 0
+    """Fixes the pictures, but for codes that are closer than rounding: other ones than without vLLM."""
     greedy: bool = False
     """Take the most likely code each time: one picture a class, the same as without vLLM."""
 
@@ -107,9 +109,17 @@ class ServerOptions:
     """Seconds that a request may take."""
     max_body: int = 65_536
     """Bytes of a request's body."""
+    public_url: str | None = None
+    """The server's address as clients see it behind a proxy, for response_format url; default: as they asked."""
 
     def __post_init__(self):
         at_least(self, 1, "port", "max_n", "max_queue", "timeout", "max_body")
+        if not self.host:
+            raise ValueError("--host: is empty; 0.0.0.0 listens on every address")
+        if self.api_key == "":
+            raise ValueError("--api-key (or $LLAMAGEN_API_KEY): is empty; leave it out where none is asked for")
+        if self.public_url is not None and not self.public_url.startswith(("http://", "https://")):
+            raise ValueError(f"--public-url {self.public_url}: must start with http:// or https://")
 
 
 @dataclass
@@ -120,3 +130,9 @@ class Serve:
     engine: EngineOptions = field(default_factory=EngineOptions)
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     server: ServerOptions = field(default_factory=ServerOptions)
+
+    def __post_init__(self):
+        room = self.engine.max_num_seqs * self.engine.data_parallel_size + self.server.max_queue
+        if self.server.max_n > room:
+            raise ValueError(f"--max-n {self.server.max_n}: a request must fit into the {room} places of "
+                             "--max-num-seqs and --max-queue")  # fmt: skip

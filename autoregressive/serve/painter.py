@@ -3,14 +3,14 @@
     async with painter(gpt, tokenizer, engine) as painter:
         picture = await painter.picture(Wish(207, Sampling(cfg_scale=4.0), seed=1))  # uint8 [S, S, 3]
 
-Axes: N codes of a picture, n rows of a caption, S side of a picture in pixels.
+Axes: N codes of a picture, n rows of a caption, D width of the GPT, S side of a picture in pixels.
 """
 
 import asyncio
 import contextlib
 import hashlib
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -26,12 +26,18 @@ from autoregressive.serve.options import EngineOptions
 from autoregressive.serve.packing import Packing
 from tokenizer.tokenizer_image.vq_options import TokenizerOptions
 
+TEXTS = 16  # that the encoder reads at once
+
+
+class Unfinished(RuntimeError):
+    """vLLM has ended a picture before it was whole, as it does with what is in flight when it is told to leave."""
+
 
 @dataclass(frozen=True)
 class Wish:
     """One picture."""
 
-    condition: int | Tensor  # a label, or the features of a caption [n, caption_dim]
+    condition: int | Tensor  # a label, or the rows of a caption [n, D]
     sampling: Sampling
     seed: int = 0
 
@@ -41,84 +47,92 @@ def picture_seed(seed: int, picture: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {picture}".encode()).digest()[:8], "big") >> 2
 
 
-class Darkroom:
-    """Codes -> pictures, up to `batch` at a time, in a thread of its own."""
+class Batches:
+    """Jobs that are done up to `most` at a time, in the order of their coming, in a thread of their own."""
 
-    def __init__(self, pipeline: Pipeline, batch: int):
-        self.pipeline, self.batch = pipeline, batch
-        self.waiting: asyncio.Queue[tuple[list[int], asyncio.Future]] = asyncio.Queue()
-        self.thread = ThreadPoolExecutor(1, "darkroom")
-        self.work = asyncio.create_task(self._work())
+    def __init__(self, name: str, most: int, work: Callable[[list], list]):
+        """work: the results of some jobs, in their order."""
+        self.most, self.work = most, work
+        self.waiting: asyncio.Queue[tuple[object, asyncio.Future]] = asyncio.Queue()
+        self.thread = ThreadPoolExecutor(1, name)
+        self.working = asyncio.create_task(self._work())
 
-    async def picture(self, codes: list[int]) -> np.ndarray:
-        """uint8 [S, S, 3] of codes [N]; fewer are filled up with code 0."""
-        done = asyncio.get_running_loop().create_future()
-        self.waiting.put_nowait((codes + [0] * (self.pipeline.grid**2 - len(codes)), done))
-        return await done
+    async def done(self, job):
+        """The job's result, or what was raised over its batch."""
+        result = asyncio.get_running_loop().create_future()
+        self.waiting.put_nowait((job, result))
+        return await result
 
     async def _work(self) -> None:
         while True:
-            jobs = [await self.waiting.get()]
-            while len(jobs) < self.batch and not self.waiting.empty():
-                jobs.append(self.waiting.get_nowait())
-            jobs = [job for job in jobs if not job[1].done()]  # whoever has left waits no more
-            if not jobs:
+            batch = [await self.waiting.get()]
+            while len(batch) < self.most and not self.waiting.empty():
+                batch.append(self.waiting.get_nowait())
+            batch = [(job, result) for job, result in batch if not result.done()]  # whoever has left waits no more
+            if not batch:
                 continue
-            codes = torch.tensor([codes for codes, _ in jobs])
+            jobs = [job for job, _ in batch]
             try:
-                pictures = await asyncio.get_running_loop().run_in_executor(
-                    self.thread, self.pipeline.to_pictures, codes, None, self.batch
-                )
+                found = await asyncio.get_running_loop().run_in_executor(self.thread, self.work, jobs)
             except Exception as error:  # goes on to those who wait
-                pictures = [error] * len(jobs)
-            for (_, done), picture in zip(jobs, pictures):
-                if not done.done():
-                    done.set_exception(picture) if isinstance(picture, Exception) else done.set_result(picture)
+                found = [error] * len(batch)
+            for (_, result), each in zip(batch, found):
+                if not result.done():
+                    result.set_exception(each) if isinstance(each, Exception) else result.set_result(each)
 
     def close(self) -> None:
-        self.work.cancel()
+        self.working.cancel()
         self.thread.shutdown(wait=False, cancel_futures=True)
 
 
 class Painter:
-    """A GPT in vLLM, and its tokenizer beside it."""
+    """A GPT in vLLM, and its tokenizer (and text encoder) beside it."""
 
     def __init__(self, pipeline: Pipeline, llm, options: EngineOptions, dtype: torch.dtype):
         self.pipeline, self.llm, self.dtype = pipeline, llm, dtype
         args = pipeline.gpt.model.config
         self.captions = args.model_type == "t2i"
         self.packing = Packing.of(args, args.model_type)
-        self.darkroom = Darkroom(pipeline, options.decode_batch_size)
+        self.darkroom = Batches("darkroom", options.decode_batch_size, self._developed)
+        self.reader = Batches("reader", TEXTS, self.rows)
         self.numbers = itertools.count()
+
+    @torch.inference_mode()
+    def rows(self, texts: list[str]) -> list[Tensor]:
+        """The conditions of prompts, [n, D] each."""
+        return [self.pipeline.gpt.model.cls_embedding(features[None], drop=None)[0].to("cpu", self.dtype)
+                for features in self.pipeline.caption_rows(texts)]  # fmt: skip
 
     def prompt(self, wish: Wish) -> dict:
         """What vLLM is asked with. ValueError for guidance that cannot be carried."""
         guidance = guidance_of(wish.sampling, self.packing)
         if not self.captions:
             return {"prompt_token_ids": [self.packing.first_id(guidance, wish.condition)]}
-        with torch.inference_mode():
-            rows = self.pipeline.gpt.model.cls_embedding(wish.condition[None], drop=None)[0]  # [n, D]
+        rows = wish.condition
         ids = [self.packing.first_id(guidance, len(rows))] + [0] * (len(rows) - 1)
-        found = {"prompt_token_ids": ids, "prompt_embeds": rows.to("cpu", self.dtype)}
+        found = {"prompt_token_ids": ids, "prompt_embeds": rows}
         if not self.llm.vllm_config.use_v2_model_runner:  # the newer one takes all rows of a prompt with embeddings so
             found["prompt_is_token_ids"] = [False] * len(rows)
         return found
 
     async def codes(self, wish: Wish) -> AsyncIterator[list[int]]:
-        """The codes that are there, time and again, the last time all of them. Leaving the loop ends the request."""
+        """The codes that are there, a row of a picture more each time, at last all N of them. Leaving the loop ends the
+        request. Unfinished where vLLM ends it."""
         from autoregressive.serve.vllm_names import RequestOutputKind, SamplingParams
 
         chosen, found = wish.sampling, []
         params = SamplingParams(
             temperature=0.0 if chosen.greedy else chosen.temperature, top_k=chosen.top_k, top_p=chosen.top_p,
             seed=wish.seed, max_tokens=self.packing.codes, ignore_eos=True, detokenize=False,
-            output_kind=RequestOutputKind.DELTA,
+            output_kind=RequestOutputKind.DELTA, stream_interval=self.pipeline.grid,
         )  # fmt: skip
         stream = self.llm.generate(self.prompt(wish), params, f"picture-{next(self.numbers)}")
         async with contextlib.aclosing(stream):
             async for output in stream:
                 found.extend(output.outputs[0].token_ids)
                 yield found
+        if len(found) != self.packing.codes:
+            raise Unfinished(f"a picture was ended after {len(found)} of {self.packing.codes} codes")
 
     async def all_codes(self, wish: Wish) -> list[int]:
         """The N codes of a picture."""
@@ -130,20 +144,28 @@ class Painter:
 
     async def picture(self, wish: Wish) -> np.ndarray:
         """uint8 [S, S, 3]."""
-        return await self.darkroom.picture(await self.all_codes(wish))
+        return await self.developed(await self.all_codes(wish))
+
+    async def developed(self, codes: list[int]) -> np.ndarray:
+        """uint8 [S, S, 3] of a picture's codes; of its first ones, with code 0 for the rest."""
+        return await self.darkroom.done(codes + [0] * (self.packing.codes - len(codes)))
+
+    def _developed(self, batch: list[list[int]]) -> np.ndarray:
+        return self.pipeline.to_pictures(torch.tensor(batch), batch=len(batch))
 
     async def alive(self) -> bool:
-        """Whether the engine works."""
+        """Whether all of it works."""
         from autoregressive.serve.vllm_names import EngineDeadError
 
         try:
             await self.llm.check_health()
         except EngineDeadError:
             return False
-        return True
+        return not (self.darkroom.working.done() or self.reader.working.done())
 
     def close(self) -> None:
         self.darkroom.close()
+        self.reader.close()
         self.llm.shutdown()
         self.llm = None  # its own ending, at the interpreter's end, would stumble
 

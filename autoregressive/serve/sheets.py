@@ -37,7 +37,7 @@ def sample_texts(options: ServedT2I) -> None:
     texts = repeated(prompts_of(options.grid), options.grid.num_images)
 
     def wanted(one: Painter) -> tuple[list[str], list[torch.Tensor]]:
-        return texts, one.pipeline.caption_rows(texts)
+        return texts, one.rows(texts)
 
     run(options, (options.gpt, options.tokenizer), "prompt", wanted)
 
@@ -74,7 +74,7 @@ async def draw(one: Painter, wishes: list[Wish]) -> tuple[list[list[int]], np.nd
 
         async def single(wish: Wish) -> tuple[list[int], np.ndarray]:
             codes = await one.all_codes(wish)
-            picture = await one.darkroom.picture(codes)
+            picture = await one.developed(codes)
             bar.update()
             return codes, picture
 

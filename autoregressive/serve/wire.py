@@ -34,12 +34,13 @@ class Generation(BaseModel):
 
     prompt: Annotated[str, Field(max_length=4000)] | int = Field(description="A class by name or number, or a caption.")
     model: str | None = None
-    n: int = Field(1, ge=1, description="Pictures.")
+    n: int | None = Field(None, ge=1, description="Pictures; default: 1.")
     size: str | None = Field(None, description='"auto": as the model draws, or larger ones such as "512x512".')
     response_format: Literal["b64_json", "url"] | None = None
     output_format: Literal["png", "jpeg", "webp"] | None = None
     stream: bool | None = None
-    partial_images: int | None = Field(None, ge=0, description="With stream: previews of each picture, as rows finish.")
+    partial_images: int | None = Field(None, ge=0, le=3, description="With stream: previews of each picture, as rows "
+                                       "finish.")  # fmt: skip
     # Ours.
     seed: int | None = Field(None, ge=0, le=SEEDS, description="The same pictures again; default: another each time.")
     cfg_scale: float | None = Field(None, ge=1, le=100, description="Scale of classifier-free guidance; 1: none.")
@@ -58,6 +59,7 @@ class Generation(BaseModel):
     @property
     def notes(self) -> list[str]:
         given = [name for name in IGNORED if getattr(self, name) is not None]
+        given += ["partial_images, without stream"] if self.partial_images and not self.stream else []
         return [f"ignored: {', '.join(given)}"] if given else []
 
     def sampling(self, default: Sampling) -> Sampling:
@@ -107,9 +109,9 @@ def event_of_error(refusal: Refusal) -> bytes:
     return f"event: error\ndata: {json.dumps({'type': 'error', **refusal.body})}\n\n".encode()
 
 
-def event(name: str, picture: str, side: int, kind: str, **more) -> bytes:
-    """A server-sent event of the images API; picture: base64."""
-    body = {"type": f"image_generation.{name}", "b64_json": picture, "created_at": int(time.time()),
+def event(name: str, content: bytes, side: int, kind: str, **more) -> bytes:
+    """A server-sent event of the images API; content: the picture's file."""
+    body = {"type": f"image_generation.{name}", "b64_json": base64_of(content), "created_at": int(time.time()),
             "size": f"{side}x{side}", "quality": "auto", "background": "opaque", "output_format": kind,
             **more}  # fmt: skip
     return f"event: {body['type']}\ndata: {json.dumps(body)}\n\n".encode()

@@ -8,7 +8,17 @@ import pickle
 import sys
 from pathlib import Path
 
+import torch
+
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
+
+
+def rows(one, condition):
+    """A label, or what the GPT makes of a caption's features."""
+    if isinstance(condition, int):
+        return condition
+    with torch.inference_mode():
+        return one.pipeline.gpt.model.cls_embedding(condition[None], drop=None)[0]
 
 
 async def draw(job: dict) -> dict:
@@ -20,7 +30,7 @@ async def draw(job: dict) -> dict:
     arguments = vllm_names.AsyncEngineArgs
     vllm_names.AsyncEngineArgs = lambda **given: arguments(**{**given, "disable_log_stats": False, **job["more"]})
     async with painter(*job["pair"], job["engine"]) as one:
-        wishes = [Wish(condition, sampling) for condition, sampling in job["wishes"]]
+        wishes = [Wish(rows(one, condition), sampling) for condition, sampling in job["wishes"]]
         codes = await asyncio.gather(*map(one.all_codes, wishes))
         preemptions = sum(sample.value for metric in REGISTRY.collect() if metric.name == "vllm:num_preemptions"
                           for sample in metric.samples if sample.name.endswith("_total"))  # fmt: skip

@@ -4,90 +4,20 @@ import asyncio
 import base64
 import io
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 pytest.importorskip("vllm", reason="needs vLLM: bash scripts/test_serve.sh")
 
-import httpx
 import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
+from waiting import PATH, Waiting, app_of, asked, metrics, post, visited
 
 from autoregressive.models.generate import Sampling
-from autoregressive.serve.api import Endpoint, build
-from autoregressive.serve.options import ServerOptions
-from autoregressive.serve.packing import Packing
 from autoregressive.serve.vllm_names import EngineDeadError
-from dataset.classes import find_label
-
-NAMES = ["cat", "grey whale", "red fox"]
-OPTIONS = ServerOptions(max_queue=4, timeout=20, max_body=6000)
-
-
-class Waiting:
-    """A painter whose pictures are grey squares; what it was asked for, and who ended it, is written down."""
-
-    captions, packing = False, Packing(16, 1, 3)
-
-    class pipeline:
-        grid = 4
-
-        class gpt:
-            image_size = 8
-
-        @staticmethod
-        def labels(classes: list) -> torch.Tensor:
-            return torch.tensor([find_label(each, NAMES) for each in classes])
-
-    def __init__(self, step: float = 0.0):
-        self.step, self.asked, self.ended, self.fault = step, [], 0, None
-        self.darkroom = self
-
-    async def codes(self, wish):
-        self.asked.append(wish)
-        try:
-            for i in range(1, 17):
-                await asyncio.sleep(self.step)
-                if self.fault is not None:
-                    raise self.fault
-                yield list(range(i))
-        finally:
-            self.ended += 1
-
-    async def picture(self, codes: list[int]) -> np.ndarray:
-        return np.full((8, 8, 3), 10 * len(codes), np.uint8)
-
-    async def alive(self) -> bool:
-        return self.fault is None
-
-
-def app_of(painter: Waiting, **changed):
-    return build(Endpoint(painter, replace(OPTIONS, **changed), Sampling(cfg_scale=2.0, top_k=100), "tiny", places=2))
-
-
-def asked(painter: Waiting, work, **changed):
-    """What work(client) gives, on a server of this painter."""
-
-    async def main():
-        transport = httpx.ASGITransport(app_of(painter, **changed))
-        async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
-            return await work(client)
-
-    return asyncio.run(main())
-
-
-def post(painter: Waiting, body, headers: dict | None = None, **changed) -> httpx.Response:
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-
-    async def work(client):
-        return await client.post("/v1/images/generations", content=content, headers=headers)
-
-    return asked(painter, work, **changed)
 
 
 def test_pictures_and_what_they_were_asked_to_be():
@@ -111,7 +41,7 @@ def test_pictures_and_what_they_were_asked_to_be():
 @pytest.mark.parametrize("kind, found", [("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WEBP")])
 def test_a_picture_waits_at_an_address(kind, found):
     async def work(client):
-        answer = await client.post("/v1/images/generations",
+        answer = await client.post(PATH,
                                    json={"prompt": "cat", "response_format": "url", "output_format": kind})  # fmt: skip
         (one,) = answer.json()["data"]
         missing = await client.get("/v1/images/other.png")
@@ -138,12 +68,14 @@ WRONG = [
     ({"prompt": "x" * 4001}, "prompt", "4000"),
     ({"prompt": "cat", "n": 0}, "n", "greater than or equal to 1"),
     ({"prompt": "cat", "n": 4}, "n", "3 are the most"),
+    ({"prompt": "cat", "n": 10**6}, "n", "3 are the most"),
     ({"prompt": "cat", "n": "2"}, "n", "valid integer"),
     ({"prompt": "cat", "n": 1.5}, "n", "integer"),
     ({"prompt": "cat", "size": "9x9"}, "size", "auto, 8x8, 128x128"),
     ({"prompt": "cat", "size": 8}, "size", "valid string"),
     ({"prompt": "cat", "response_format": "gif"}, "response_format", "b64_json"),
-    ({"prompt": "cat", "partial_images": 4}, "partial_images", "3 are the most"),
+    ({"prompt": "cat", "partial_images": 4}, "partial_images", "less than or equal to 3"),
+    ({"prompt": "cat", "stream": True, "response_format": "url"}, "response_format", "leave it out with stream"),
     ({"prompt": "cat", "seed": -1}, "seed", "greater than or equal to 0"),
     ({"prompt": "cat", "cfg_scale": 1.005}, "cfg_scale", "steps of 0.01"),
     ({"prompt": "cat", "cfg_scale": 0.5}, "cfg_scale", "greater than or equal to 1"),
@@ -159,7 +91,7 @@ WRONG = [
 @pytest.mark.parametrize("body, param, words", WRONG)
 def test_what_cannot_be_done_is_named(body, param, words):
     painter = Waiting()
-    answer = post(painter, body, max_n=3)
+    answer = post(painter, body)
     error = answer.json()["error"]
     assert answer.status_code == 400 and error["param"] == param and words in error["message"]
     assert error["type"] == "invalid_request_error" and not painter.asked
@@ -168,8 +100,8 @@ def test_what_cannot_be_done_is_named(body, param, words):
 def test_other_refusals_have_the_same_shape():
     async def work(client):
         json_ = {"prompt": "cat", "model": "dall-e-2"}
-        return [await client.post("/v1/images/generations", json=json_), await client.get("/v1/models/gpt"),
-                await client.get("/nowhere"), await client.get("/v1/images/generations")]  # fmt: skip
+        return [await client.post(PATH, json=json_), await client.get("/v1/models/gpt"),
+                await client.get("/nowhere"), await client.get(PATH)]  # fmt: skip
 
     answers = asked(Waiting(), work)
     assert [answer.status_code for answer in answers] == [404, 404, 404, 404]
@@ -197,12 +129,12 @@ def test_a_key_is_asked_for_where_there_is_one():
 def test_no_more_wait_than_there_is_room_for():
     async def work(client):
         body = {"prompt": "cat", "n": 2}
-        first = [asyncio.create_task(client.post("/v1/images/generations", json=body)) for _ in range(3)]
+        first = [asyncio.create_task(client.post(PATH, json=body)) for _ in range(3)]
         await asyncio.sleep(0.2)
         page = (await client.get("/metrics")).text
-        late = await client.post("/v1/images/generations", json={"prompt": "cat"})
+        late = await client.post(PATH, json={"prompt": "cat"})
         done = [answer.status_code for answer in await asyncio.gather(*first)]
-        return page, late, done, await client.post("/v1/images/generations", json=body)
+        return page, late, done, await client.post(PATH, json=body)
 
     page, late, done, after = asked(Waiting(0.1), work)
     assert "llamagen_pictures_drawing 2.0" in page and "llamagen_pictures_waiting 4.0" in page
@@ -215,7 +147,7 @@ def test_what_takes_too_long_is_ended_and_gives_its_room_back(stream):
     painter = Waiting(0.2)
 
     async def work(client):
-        found = await client.post("/v1/images/generations", json={"prompt": "cat", "n": 2, "stream": stream})
+        found = await client.post(PATH, json={"prompt": "cat", "n": 2, "stream": stream})
         return found, (await client.get("/metrics")).text
 
     answer, page = asked(painter, work, timeout=1)
@@ -233,7 +165,7 @@ def test_an_engine_that_has_stopped_is_said(stream):
     painter.fault = EngineDeadError()
 
     async def work(client):
-        return (await client.post("/v1/images/generations", json={"prompt": "cat", "stream": stream}),
+        return (await client.post(PATH, json={"prompt": "cat", "stream": stream}),
                 await client.get("/health"))  # fmt: skip
 
     answer, health = asked(painter, work)
@@ -274,10 +206,7 @@ def test_who_goes_away_frees_the_place(stream, read):
         async def send(message):
             sent.append(message)
 
-        scope = {"type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1",
-                 "method": "POST", "scheme": "http", "path": "/v1/images/generations", "raw_path": b"", "headers": [],
-                 "query_string": b"", "server": ("test", 80), "client": ("test", 1), "root_path": ""}  # fmt: skip
-        asking = asyncio.create_task(app(scope, receive, send))
+        asking = asyncio.create_task(visited(app, receive, send))
         await asyncio.sleep(0.3 * read)
         gone.set()
         await asking
@@ -288,21 +217,26 @@ def test_who_goes_away_frees_the_place(stream, read):
 
     asyncio.run(main())
 
-    async def work(client):
-        return (await client.get("/metrics")).text
-
-    async def page():
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-            return await work(client)
-
-    assert "llamagen_pictures_drawing 0.0" in asyncio.run(page())
+    page = metrics(app)
+    assert "llamagen_pictures_drawing 0.0" in page and 'llamagen_requests_total{status="499"} 1.0' in page
 
 
-schema = schemathesis.openapi.from_asgi("/openapi.json", app_of(Waiting(), max_queue=1000, max_body=65_536))
+def described(**more):
+    return schemathesis.openapi.from_asgi("/openapi.json", app_of(Waiting(**more), max_queue=1000, max_body=65_536))
 
 
-@schema.parametrize()
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+FUZZ = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+classes, captions = described(), described(captions=True)
+
+
+@classes.parametrize()
+@FUZZ
 def test_whatever_is_sent_there_is_an_answer(case):
     # That a class is unknown, or a size, no description can say: what fits it may still be refused.
+    case.call_and_validate(excluded_checks=[positive_data_acceptance])
+
+
+@captions.include(path=PATH).parametrize()
+@FUZZ
+def test_whatever_is_sent_as_a_caption_there_is_an_answer(case):
     case.call_and_validate(excluded_checks=[positive_data_acceptance])
