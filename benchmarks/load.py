@@ -2,6 +2,8 @@
 
 import asyncio
 import base64
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,10 +24,14 @@ class Served:
     process: subprocess.Popen
     log: Path
 
-    def ended(self, seconds: float = 60) -> int:
-        """Its exit code, when SIGTERM has told it to leave."""
+    def end(self, seconds: float = 60) -> None:
+        """Tell it to leave by SIGTERM; TimeoutExpired, and it is killed with its engine, where it does not."""
         self.process.terminate()
-        return self.process.wait(seconds)
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            raise
 
 
 @contextmanager
@@ -36,7 +42,8 @@ def served(port: int, *flags: str, environment: dict[str, str] | None = None, se
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         with log.open("w") as out:
-            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT,
+                                       start_new_session=True)  # fmt: skip
         server, deadline = Served(f"http://127.0.0.1:{port}", process, log), time.monotonic() + seconds
         try:
             while f"is served on {server.url}" not in log.read_text():
@@ -46,7 +53,7 @@ def served(port: int, *flags: str, environment: dict[str, str] | None = None, se
             yield server
         finally:
             if process.poll() is None:
-                server.ended()
+                server.end()
 
 
 def load(url: str, clients: int, bodies: list[dict], key: str = "none") -> dict:

@@ -62,7 +62,7 @@ def test_classes_with_guidance_of_their_own_in_one_batch(tmp_path):
 def test_pictures_that_lose_their_place_come_back_the_same(tmp_path):
     pair = written(tmp_path)
     wanted = expected(load_pipeline(*pair, MACHINE), MIXED)
-    found = drawn(tmp_path, pair, MIXED, **LOAD)
+    found = drawn(tmp_path, pair, MIXED, **LOAD, max_num_batched_tokens=16)  # who comes back is read in chunks
     assert found["preemptions"] > 0 and found["codes"] == wanted
 
 

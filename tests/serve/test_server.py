@@ -3,10 +3,12 @@
 import base64
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -82,9 +84,9 @@ def metric(server: Served, name: str) -> float:
 
 def eventually(holds, seconds: float = 30) -> bool:
     deadline = time.monotonic() + seconds
-    while not holds() and time.monotonic() < deadline:
+    while not (held := holds()) and time.monotonic() < deadline:
         time.sleep(0.02)
-    return holds()
+    return held
 
 
 def test_the_openai_client_gets_the_samplers_pictures(client, pipeline):
@@ -189,30 +191,47 @@ def processes(server: Served) -> list[psutil.Process]:
     return [parent, *parent.children(recursive=True)]
 
 
-def engine_of(server: Served) -> psutil.Process:
-    (engine,) = [each for each in processes(server)[1:] if "EngineCore" in " ".join(each.cmdline())]
-    return engine
+def engines_of(server: Served) -> list[psutil.Process]:
+    return [each for each in processes(server)[1:] if "EngineCore" in " ".join(each.cmdline())]
 
 
 def test_an_engine_that_is_killed_is_seen_and_nothing_stays_behind(folder):
-    with start(folder) as server:
+    with start(folder, "--data-parallel-size", "2") as server:
         assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
-        known, engine = processes(server), engine_of(server)
-        engine.kill()
+        assert len(in_own_process(load, server.url, 8, [{"prompt": i} for i in range(16)])["answers"]) == 16
+        known, engines = processes(server), engines_of(server)
+        assert len(engines) == 2
+        engines[1].kill()
         assert eventually(lambda: httpx.get(f"{server.url}/health").status_code == 503)
         answer = httpx.post(f"{server.url}/v1/images/generations", json={"prompt": "macaw"}, timeout=60)
         assert answer.status_code == 503 and "must be started again" in answer.json()["error"]["message"]
-        server.ended()
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        with pytest.raises(openai.APIError, match="must be started again"):
+            list(client.images.generate(prompt="macaw", stream=True))
+        server.end()
         assert not psutil.wait_procs(known[1:], timeout=20)[1]
 
 
-def assert_leaves(server: Served, number: signal.Signals) -> None:
-    """Told to leave it leaves nothing behind."""
+def assert_leaves(server: Served, tell: Callable[[int], None], prompt: str, places: int) -> None:
+    """Told to leave in the middle of its work it leaves nothing behind, and sends whole pictures or none."""
     known = processes(server)
     assert len(known) > 1
-    server.process.send_signal(number)
-    assert not psutil.wait_procs(known, timeout=30)[1]
-    assert "Traceback" not in server.log.read_text()
+
+    def asked() -> httpx.Response:
+        return httpx.post(f"{server.url}/v1/images/generations", json={"prompt": prompt, "n": 10}, headers=KEY,
+                          timeout=60)  # fmt: skip
+
+    with ThreadPoolExecutor(6) as pool:
+        waiting = [pool.submit(asked) for _ in range(6)]
+        assert eventually(lambda: metric(server, "pictures_drawing") == places)
+        tell(server.process.pid)
+        assert not psutil.wait_procs(known, timeout=30)[1]
+        late = [each for each in waiting if isinstance(each.exception(), httpx.ConnectError)]  # it no longer listened
+        answers = [each.result() for each in waiting if each not in late]
+    assert answers
+    assert all(answer.status_code == 503 or len(answer.json()["data"]) == 10 for answer in answers)
+    # vLLM's processes say more; their lines begin with their names.
+    assert not [line for line in server.log.read_text().splitlines() if line.startswith("Traceback")]
 
 
 def test_captions_and_leaving_by_ctrl_c(tmp_path):
@@ -232,9 +251,9 @@ def test_captions_and_leaving_by_ctrl_c(tmp_path):
         for text, picture in zip(texts, wanted):
             answer = client.images.generate(prompt=text, extra_body={"temperature": 0})
             assert_same(pixels(answer.data[0].b64_json), picture)
-        assert_leaves(server, signal.SIGINT)
+        assert_leaves(server, lambda group: os.killpg(group, signal.SIGINT), texts[1], 8)
 
 
 def test_a_server_that_is_ended(server):
     """The last test of this file: the others' server is gone then."""
-    assert_leaves(server, signal.SIGTERM)
+    assert_leaves(server, lambda process: os.kill(process, signal.SIGTERM), "macaw", 8)
