@@ -65,8 +65,8 @@ def test_the_table(monkeypatch, tmp_path):
     output = tmp_path / "table.md"
     held = {f"{what} of {n}": s * n for n in (1, 2) for what, s in (("codes", 2), ("pictures", 4))}
     http = {f"{n} clients{at}": s for n in (1, 4) for at, s in (("", 0.5), (", p50", 1), (", p95", 3))}
-    monkeypatch.setattr(contenders, "rounds", lambda given, repeats: {name: http if name == "over HTTP" else held
-                                                                      for name in given})  # fmt: skip
+    monkeypatch.setattr(contenders, "rounds", lambda given, repeats: dict.fromkeys(given, held))
+    monkeypatch.setattr(contenders, "in_own_process", lambda *_: http)
     monkeypatch.setattr(sys, "argv", [str(ROOT / "benchmarks/serving.py")])
     contenders.compare(contenders.replace(OPTIONS, output=str(output)))
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in output.read_text().splitlines()
@@ -79,11 +79,20 @@ def test_the_table(monkeypatch, tmp_path):
     assert rows[-1][1:] == ["8", "", "", "2.00", "1.00", "3.00"]
 
 
+def test_percentiles_are_of_one_round():
+    slow = {"1 clients": 3.0, "1 clients, p50": 1.0, "1 clients, p95": 2.0, "11 clients": 1.0, "11 clients, p50": 7.0}
+    fast = {"1 clients": 2.0, "1 clients, p50": 1.5, "1 clients, p95": 9.0, "11 clients": 4.0, "11 clients, p50": 5.0}
+    found = contenders.fastest(contenders.replace(OPTIONS, clients=(1, 11)), [slow, fast])
+    assert found == {"1 clients": 2.0, "1 clients, p50": 1.5, "1 clients, p95": 9.0, "11 clients": 1.0,
+                     "11 clients, p50": 7.0}  # fmt: skip
+
+
 def test_the_published_times_stand_beside_theirs():
-    options = contenders.replace(OPTIONS, gpt_model=("GPT-L",), image_size=384, pictures=(8,), clients=())
+    options = contenders.replace(OPTIONS, gpt_model=("GPT-L",), image_size=384, pictures=(8,), clients=(1,))
     held = {"codes of 8": 1.0, "pictures of 8": 2.0}
-    rows = contenders.table(options, {"GPT-L, plain sampler": held, "GPT-L, through vLLM": held, "over HTTP": {}})
-    assert [row[:3] for row in rows] == [["GPT-L, 8 pictures, plain sampler", "4608", "1.00"],
+    http = {"1 clients": 1.0, "1 clients, p50": 1.0, "1 clients, p95": 1.0}
+    rows = contenders.table(options, {"GPT-L, plain sampler": held, "GPT-L, through vLLM": held, "over HTTP": http})
+    assert [row[:3] for row in rows[:-1]] == [["GPT-L, 8 pictures, plain sampler", "4608", "1.00"],
                                          ["GPT-L, 8 pictures, through vLLM", "4608", "1.00"],
                                          ["GPT-L, published, on an A100", "1324", "3.48"]]  # fmt: skip
 
