@@ -72,6 +72,7 @@ WRONG = [
     ({"prompt": "cat", "n": "2"}, "n", "valid integer"),
     ({"prompt": "cat", "n": 1.5}, "n", "integer"),
     ({"prompt": "cat", "size": "9x9"}, "size", "auto, 8x8, 128x128"),
+    ({"prompt": "cat", "size": "9x9", "stream": True}, "size", "auto, 8x8, 128x128"),
     ({"prompt": "cat", "size": 8}, "size", "valid string"),
     ({"prompt": "cat", "response_format": "gif"}, "response_format", "b64_json"),
     ({"prompt": "cat", "partial_images": 4}, "partial_images", "less than or equal to 3"),

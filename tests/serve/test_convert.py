@@ -1,6 +1,7 @@
 """A checkpoint becomes vLLM's folder once, whole or not at all."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -131,6 +132,15 @@ def test_another_process_may_have_been_faster(files, monkeypatch):
     monkeypatch.setattr(module, "write_json", slow)
     folder = converted(files).folder
     assert list((files / "cache").iterdir()) == [folder] and (folder / "unguided/config.json").exists()
+
+
+def test_what_a_killed_process_left_is_cleared_away_in_time(files):
+    old, new = files / "cache/.GPT.a.part", files / "cache/.GPT.b.part"
+    for left in (old, new):
+        (left / "unguided").mkdir(parents=True)
+    os.utime(old, (0, 0))
+    converted(files)
+    assert not old.exists() and new.exists()
 
 
 def test_the_cache_is_where_the_system_has_its_own(monkeypatch, tmp_path):

@@ -82,7 +82,7 @@ def test_a_body_that_never_ends_has_its_time():
     async def send(message):
         sent.append(message)
 
-    asyncio.run(visited(app, receive, send))
+    asyncio.run(asyncio.wait_for(visited(app, receive, send), 5))
     assert sent[0]["status"] == 504 and "llamagen_pictures_drawing 0.0" in metrics(app)
 
 
@@ -113,6 +113,8 @@ def test_who_goes_away_before_anything_is_drawn_is_counted(when):
 def test_a_reader_who_stalls_keeps_no_place(monkeypatch):
     """Nor does the server draw ahead of him without end."""
     monkeypatch.setattr("autoregressive.serve.api.LATE", 0.2)
+    prepared, event = [], endpoint.event
+    monkeypatch.setattr(endpoint, "event", lambda *given, **more: prepared.append(given) or event(*given, **more))
     painter = Waiting(0.01)
     app, sent = app_of(painter, timeout=1), []
     body = json.dumps({**BODY, "n": 3, "stream": True, "partial_images": 3}).encode()
@@ -133,6 +135,7 @@ def test_a_reader_who_stalls_keeps_no_place(monkeypatch):
 
     asyncio.run(main())
     assert len(sent) == 2 and painter.ended == 3
+    assert endpoint.AHEAD < len(prepared) < 12, "not all that there would be"
     assert "llamagen_pictures_drawing 0.0" in metrics(app)
 
 
@@ -206,7 +209,7 @@ def test_batches_are_full_and_in_order_and_leave_out_who_has_left():
         assert await batches.done(2) == 20, "it goes on"
         batches.close()
 
-    asyncio.run(main())
+    asyncio.run(asyncio.wait_for(main(), 20))
     assert seen[0] == [0, 1, 2] and [job for jobs in seen for job in jobs if job < 8][:7] == [0, 1, 2, 3, 5, 6, 7]
     assert max(map(len, seen)) == 3
 
