@@ -20,8 +20,10 @@ import psutil
 
 from autoregressive.models.generate import Sampling
 from autoregressive.models.gpt import build_gpt
+from autoregressive.options import SamplingOptions
 from autoregressive.sample.pipeline import load_pipeline, load_text_pipeline
-from autoregressive.serve import launch
+from autoregressive.serve import launch, sheets
+from autoregressive.serve.options import EngineOptions, ServedC2I
 
 C2I, T2I = "autoregressive/serve/sample_c2i.py", "autoregressive/serve/sample_t2i.py"
 
@@ -118,3 +120,20 @@ def test_no_import_of_torchvision():
     code = f"import sys; sys.modules['torchvision'] = None; {imports}; assert sys.modules['torchvision'] is None"
     run_script("-c", code)
     assert sys.modules.get("torchvision") is None
+
+
+@pytest.mark.parametrize("sampling, words", [(Sampling(1.505), "steps of 0.01"),
+                                             (Sampling(3, cfg_schedule="linear"), "--cfg-schedule linear")])  # fmt: skip
+def test_it_is_said_before_the_engine_starts(tmp_path, monkeypatch, sampling, words):
+    monkeypatch.setattr(launch, "arguments_for", None)
+    with pytest.raises(ValueError, match=words):
+        launch.prepare(*written(tmp_path), EngineOptions(cache_dir=str(tmp_path / "cache")), sampling, True)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_whoever_lends_has_the_first_machine_s_model(monkeypatch, scale):
+    seen = []
+    monkeypatch.setattr(sheets, "lend", lambda *given: seen.append(given))
+    options = ServedC2I(engine=EngineOptions(nnodes=2, node_rank=1), sampling=SamplingOptions(cfg_scale=scale))
+    sheets.run(options, ("gpt", "vq"), "class", None)
+    assert seen == [("gpt", "vq", options.engine, scale > 1)]
