@@ -122,8 +122,10 @@ def test_no_import_of_torchvision():
     assert sys.modules.get("torchvision") is None
 
 
-@pytest.mark.parametrize("sampling, words", [(Sampling(1.505), "steps of 0.01"),
-                                             (Sampling(3, cfg_schedule="linear"), "--cfg-schedule linear")])  # fmt: skip
+@pytest.mark.parametrize("sampling, words", [
+    (Sampling(1.505), "steps of 0.01"),
+    (Sampling(3, cfg_schedule="linear"), "--cfg-schedule linear"),
+])  # fmt: skip
 def test_it_is_said_before_the_engine_starts(tmp_path, monkeypatch, sampling, words):
     monkeypatch.setattr(launch, "arguments_for", None)
     with pytest.raises(ValueError, match=words):
