@@ -54,13 +54,17 @@ class EncoderOptions:
 
 
 @dataclass
-class MachineOptions:
-    device: str = "auto"
-    """cuda, mps or cpu; auto takes the first that is there."""
+class PrecisionOptions:
     precision: str = "auto"
     """bf16, fp16 or none (float32) for the GPT; auto: bf16 where the device computes in it."""
     decode_precision: str = "none"
     """The same for the tokenizer's decoder. FID runs are published with none (float32); bf16 is faster."""
+
+
+@dataclass
+class MachineOptions(PrecisionOptions):
+    device: str = "auto"
+    """cuda, mps or cpu; auto takes the first that is there."""
     compile: bool = False
     """torch.compile the decoding step on a GPU (on CPUs it gains nothing; --runner compiled insists)."""
     runner: str = "auto"

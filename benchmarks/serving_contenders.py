@@ -28,15 +28,16 @@ def write_pair(folder: Path, options: ServingBenchmark, name: str) -> None:
     """NAME.pt and vq.pt, with random weights."""
     import torch
 
-    from autoregressive.models.gpt import build_gpt, gpt_config
+    from autoregressive.hub import meta_of
+    from autoregressive.load import GPT
+    from autoregressive.models.gpt import build_gpt
     from tokenizer.tokenizer_image.vq_model import VQ_models
 
     vq = VQ_models["VQ-16"]()
     gpt = build_gpt(name, block_size=(options.image_size // DOWNSAMPLE) ** 2, vocab_size=vq.config.codebook_size)
     torch.nn.init.normal_(gpt.output.weight, std=0.02)
-    papers = {"format": 1, "kind": "gpt", "model": name, "config": gpt_config(gpt), "image_size": options.image_size,
-              "downsample_size": DOWNSAMPLE}  # fmt: skip
-    torch.save({"model": gpt.bfloat16().state_dict(), "meta": papers}, folder / f"{name}.pt")
+    meta = meta_of(GPT(gpt, name, options.image_size, DOWNSAMPLE))
+    torch.save({"model": gpt.bfloat16().state_dict(), "meta": meta}, folder / f"{name}.pt")
     torch.save({"model": vq.state_dict()}, folder / "vq.pt")
 
 

@@ -1,6 +1,6 @@
 """A checkpoint of a GPT -> the folder that vLLM loads: model.safetensors, config.json, and unguided/config.json.
 
-The folder lies in a cache, under a name that says which file it was made of. It is made aside and renamed.
+The folder lies in a cache, under a name that says which weights it was made of. It is made aside and renamed.
 """
 
 import hashlib

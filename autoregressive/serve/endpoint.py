@@ -16,7 +16,6 @@ from starlette.requests import ClientDisconnect
 
 from autoregressive.models.generate import Sampling
 from autoregressive.sample.drawn import greyed, resized
-from autoregressive.serve.launch import guidance_of
 from autoregressive.serve.ledger import Ledger, Shelf
 from autoregressive.serve.options import ServerOptions
 from autoregressive.serve.painter import Painter, Unfinished, Wish, picture_seed
@@ -64,7 +63,7 @@ class Endpoint:
         side_of(asked.size, self.native)
         try:
             sampling = asked.sampling(self.sampling)
-            guidance_of(sampling, self.painter.packing)
+            self.painter.packing.carried(sampling)
         except ValueError as error:
             raise Refusal(400, str(error).replace("--cfg-scale", "cfg_scale"), "cfg_scale") from error
         seed = secrets.randbelow(2**32) if asked.seed is None else asked.seed
@@ -89,7 +88,7 @@ class Endpoint:
             async for codes in steps:
                 self.ledger.sampled(len(codes) - count)
                 for row in rows:
-                    if count < row * grid <= len(codes) and previews is not None:
+                    if count < row * grid <= len(codes):
                         previews.put_nowait((row, codes[: row * grid]))
                 count = len(codes)
         return await self.painter.developed(codes)
@@ -137,8 +136,8 @@ class Endpoint:
             finally:
                 await ended(drawing)
             self.ledger.finished(1)
-            usage = self._usage([wish])
-            await told("completed", picture, index=i, seed=order.seed, usage=usage, **self._notes(order))
+            more = {"usage": self._usage([wish]), **self._notes(order)}
+            await told("completed", picture, index=i, seed=order.seed, **more)
 
         await together(one(i, wish) for i, wish in enumerate(wishes))
 

@@ -39,17 +39,10 @@ def prepare(gpt: GPTOptions, tokenizer: TokenizerOptions, options: EngineOptions
     converted = convert(gpt, vq.model.downsample, options.cache_dir)
     check_pair(converted.gpt, vq, gpt, tokenizer)
     args = converted.gpt.model.config
-    guidance_of(sampling or Sampling(), Packing.of(args, args.model_type))
+    Packing.of(args, args.model_type).carried(sampling or Sampling())
     check_shares(args, options.tensor_parallel_size)
     pipeline = Pipeline(converted.gpt, vq, runner=None)
     return pipeline, dtype, arguments_for(converted, options, dtype, device, guided)
-
-
-def guidance_of(sampling: Sampling, packing: Packing) -> int:
-    """As requests carry it. ValueError for what they cannot."""
-    if sampling.guided and sampling.cfg_schedule != "constant":
-        raise ValueError(f"--cfg-schedule {sampling.cfg_schedule}: served models guide constantly")
-    return packing.guidance(sampling.cfg_scale, sampling.cfg_interval)
 
 
 def check_plugin() -> None:
@@ -124,7 +117,7 @@ def start(arguments):
 
 
 def lend(gpt: GPTOptions, tokenizer: TokenizerOptions, options: EngineOptions, guided: bool = True) -> None:
-    """This machine's share of an engine that spans several, until the first machine's ends."""
+    """This machine's share of an engine that spans several, until it is told to leave."""
     _, _, arguments = prepare(gpt, tokenizer, options, None, guided)
     from autoregressive.serve.vllm_names import run_headless
 

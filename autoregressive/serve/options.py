@@ -2,20 +2,16 @@
 
 from dataclasses import dataclass, field
 
-from autoregressive.options import EncoderOptions, GPTOptions, SamplingOptions
+from autoregressive.options import EncoderOptions, GPTOptions, PrecisionOptions, SamplingOptions
 from autoregressive.sample.options import LabelOptions, PromptListOptions, SheetOptions, text_gpt
 from engine.options import at_least
 from tokenizer.tokenizer_image.vq_options import TokenizerOptions
 
 
 @dataclass
-class EngineOptions:
+class EngineOptions(PrecisionOptions):
     """How vLLM runs the GPT."""
 
-    precision: str = "auto"
-    """bf16, fp16 or none (float32) for the GPT; auto: bf16 where the device computes in it."""
-    decode_precision: str = "none"
-    """The same for the tokenizer's decoder."""
     compile: bool = False
     """torch.compile the step on a CPU, too; on GPUs vLLM compiles it, and captures CUDA graphs, unless --eager."""
     eager: bool = False

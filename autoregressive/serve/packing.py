@@ -10,6 +10,8 @@ Legend: N codes of a picture, P condition positions, n rows of a caption, n <= P
 from dataclasses import dataclass
 from functools import cached_property
 
+from autoregressive.models.generate import Sampling
+
 LIMIT = 2**31 - 1  # ids and positions are int32 somewhere on their way
 STEPS = 100  # of guidance, in one: a scale has two decimals
 
@@ -41,6 +43,12 @@ class Packing:
     def highest_scale(self) -> float:
         """The highest scale that fits."""
         return 1 + (LIMIT // max(self.span, self.kinds) // self.codes - 1) / STEPS
+
+    def carried(self, sampling: Sampling) -> int:
+        """Its guidance, as requests carry it. ValueError for what they cannot."""
+        if sampling.guided and sampling.cfg_schedule != "constant":
+            raise ValueError(f"--cfg-schedule {sampling.cfg_schedule}: served models guide constantly")
+        return self.guidance(sampling.cfg_scale, sampling.cfg_interval)
 
     def guidance(self, scale: float, interval: float = -1) -> int:
         """A scale (1: none) and an interval k (codes 0 to k + 1 are guided; -1: all) as one number; ValueError for what

@@ -21,7 +21,7 @@ from torch import Tensor
 from autoregressive.models.generate import Sampling
 from autoregressive.options import EncoderOptions, GPTOptions
 from autoregressive.sample.pipeline import Pipeline, add_encoder
-from autoregressive.serve.launch import guidance_of, prepare, start
+from autoregressive.serve.launch import prepare, start
 from autoregressive.serve.options import EngineOptions
 from autoregressive.serve.packing import Packing
 from tokenizer.tokenizer_image.vq_options import TokenizerOptions
@@ -105,7 +105,7 @@ class Painter:
 
     def prompt(self, wish: Wish) -> dict:
         """What vLLM is asked with. ValueError for guidance that cannot be carried."""
-        guidance = guidance_of(wish.sampling, self.packing)
+        guidance = self.packing.carried(wish.sampling)
         if not self.captions:
             return {"prompt_token_ids": [self.packing.first_id(guidance, wish.condition)]}
         rows = wish.condition
