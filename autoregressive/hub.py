@@ -5,9 +5,12 @@ from pathlib import Path
 
 from autoregressive.load import GPT, downsample_of, gpt_from, options_for
 from autoregressive.models.gpt import gpt_config
+from autoregressive.models.ways import precision_of
 from engine.checkpoint import read_average, state_of
 from engine.distributed import pick_device, pick_precision
 from engine.hub import fetch, model_card, told, upload, write_folder
+
+NOT_TRAINED = ("cls_embedding.uncond_embedding",)  # saved, but no parameter
 
 
 def from_pretrained(name: str | Path, device: str = "auto", precision: str = "auto", use_ema: bool = False,
@@ -27,6 +30,8 @@ def push_to_hub(gpt: GPT, repo: str, private: bool = False, license: str = "mit"
 
 def save_pretrained(gpt: GPT, folder: str | Path, repo: str | None = None, license: str = "mit") -> None:
     """Write a folder that from_pretrained() and --gpt-ckpt take. repo: how its model card calls it."""
+    if "int8" in precision_of(gpt.model):
+        raise ValueError("save_pretrained: its matrices are in eight bits; load the GPT without --int8 and save that")
     card = card_of(gpt, repo or f"USER/{Path(folder).name}", license)
     write_folder(folder, state_of(gpt.model), meta_of(gpt), card, "--output")
 
@@ -42,12 +47,13 @@ def meta_of(gpt: GPT) -> dict:
 
 def card_of(gpt: GPT, repo: str, license: str) -> str:
     config, size, text = gpt.model.config, gpt.image_size, gpt.model.config.model_type == "t2i"
-    side, count = isqrt(config.block_size), sum(weight.numel() for weight in gpt.model.parameters())
+    side = isqrt(config.block_size)
+    count = sum(weight.numel() for name, weight in gpt.model.state_dict().items() if name not in NOT_TRAINED)
     names = ", ".join((gpt.class_names or [])[:20]) + ", ..." * (len(gpt.class_names or []) > 20)
     name = repo.rpartition("/")[2]
     facts = {
         "model": f"{gpt.name}, {'text' if text else 'class'}-conditional",
-        "size": f"{count / 1e6:,.1f}M parameters, {str(gpt.model.output.weight.dtype).removeprefix('torch.')}",
+        "size": f"{count / 1e6:,.1f}M parameters, {precision_of(gpt.model)}",
         "shape": f"{config.n_layer} layers, {config.n_head} heads, width {config.dim}",
         "pictures": f"{size} x {size} px: {side} x {side} codes out of {config.vocab_size}",
         "classes": None if text else f"{config.num_classes}{names and ': ' + names}",

@@ -65,10 +65,20 @@ class PrecisionOptions:
 class MachineOptions(PrecisionOptions):
     device: str = "auto"
     """cuda, mps or cpu; auto takes the first that is there."""
-    compile: bool = False
-    """torch.compile the decoding step on a GPU (on CPUs it gains nothing; --runner compiled insists)."""
     runner: str = "auto"
-    """How a step is run: eager or compiled; auto: compiled with --compile on a GPU, else eager."""
+    """How a step is run: packed (CPUs: matrices laid out once for the processor's kernels), captured (NVIDIA GPUs: one
+    CUDA graph a step), compiled or eager; auto: the first of them that works here, but for compiled."""
+    compile: bool = False
+    """On a GPU, torch.compile what is captured."""
+    int8: bool = False
+    """On a CPU, the GPT's matrices in eight bits: half the memory of bf16, a little faster, and other pictures."""
+    look_ahead: int = 1
+    """Codes that are looked at together: all but the first are guesses, and what contradicts them is drawn again, so
+    that the pictures stay the same. 8 to 16 save half of the steps and more; on a CPU they pay for one or two pictures
+    at once, on a GPU for more."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "look_ahead")
 
 
 @dataclass

@@ -22,7 +22,7 @@ from autoregressive.demo.pictures import lay_out
 from autoregressive.demo.settings import SEEDS, Settings
 from autoregressive.demo.shop import Model
 from autoregressive.demo.studio import Frame, Jobs
-from autoregressive.models.generate import SCHEDULES
+from autoregressive.models.draw import SCHEDULES
 from autoregressive.sample.drawn import metadata, read_settings, resized, save_drawn
 from autoregressive.sample.pipeline import Pipeline
 

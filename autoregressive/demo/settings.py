@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from reprlib import repr as short
 
-from autoregressive.models.generate import SCHEDULES, Sampling
+from autoregressive.models.draw import SCHEDULES, Sampling
 
 SEEDS = 2**53 - 1  # the largest whole number that a browser's JSON holds exactly
 

@@ -98,7 +98,7 @@ class Studio:
         self.pipeline, self.at_once = pipeline, at_once
         self._free: SimpleQueue[Pipeline] = SimpleQueue()
         for _ in range(at_once):  # a runner's cache is one drawing's
-            self._free.put(replace(pipeline, runner=type(pipeline.runner)(pipeline.gpt.model)))
+            self._free.put(replace(pipeline, runner=pipeline.runner.another()))
 
     def draw(self, stop: Event, conditions: Callable[[Pipeline], dict], sampling: Sampling, seed: int,
              known: Callable[[Pipeline], Tensor] | None = None) -> Iterator[Frame]:  # fmt: skip

@@ -7,33 +7,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+FEW = 16  # queries up to which plain products are faster than the fused kernel where nothing is learnt
 SHORT = 256  # queries up to which, on a CPU, plain products train faster than the fused kernel
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float = 0.0) -> Tensor:
     """Softmax of q [B, H, T, K] over k and v [B, G, S, K]: [B, H, T, K].
 
-    mask bool, [B or 1, 1, T, S]: true = may attend; causal: what stands behind may not, and there is no mask.
+    mask [B or 1, 1, T, S]: bool, true = may attend, or float, added to the scores. causal: what stands behind may not,
+    and there is no mask.
     """
     learns = torch.is_grad_enabled() and q.requires_grad
     if q.is_cpu and not dropout:
-        if q.shape[2] == 1 and not learns:
-            return attend_one(q, k, v, mask)
+        if not learns and (q.shape[2] == 1 or q.shape[2] <= FEW and not causal):
+            return attend_few(q, k, v, mask)
         if q.shape[2] <= SHORT and learns and q.shape[1] == k.shape[1]:
             return attend_short(q, k, v, mask, causal)
     if learns:
         v = v.contiguous()  # a view would keep the product it is a part of, queries and keys included, until backward
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout,
+    return F.scaled_dot_product_attention(q.type_as(k), k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout,
                                           enable_gqa=q.shape[1] != k.shape[1])  # fmt: skip
 
 
-def attend_one(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """One query a head, in float32: the fused kernel takes 2 to 4 times as long for it in bf16."""
-    groups = q.float().view(q.shape[0], k.shape[1], -1, q.shape[-1])  # [B, G, H/G, K]
-    scores = (groups * q.shape[-1] ** -0.5) @ k.float().mT  # [B, G, H/G, S]
-    if mask is not None:
+def attend_few(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Few queries a head, in float32: the fused kernel takes 2 to 4 times as long for one in bf16."""
+    groups = q.float().reshape(q.shape[0], k.shape[1], -1, q.shape[-1])  # [B, G, H/G * T, K]
+    scores = ((groups * q.shape[-1] ** -0.5) @ k.float().mT).view(*q.shape[:3], -1)  # [B, H, T, S]
+    if mask is not None and mask.dtype == torch.bool:
         scores = scores.masked_fill(~mask, float("-inf"))
-    return (scores.softmax(-1) @ v.float()).view(q.shape).type_as(q)
+    elif mask is not None:
+        scores = scores + mask
+    out = scores.softmax(-1).view(*groups.shape[:3], -1) @ v.float()  # [B, G, H/G * T, K]
+    return out.view(q.shape).type_as(q)
 
 
 def attend_short(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:

@@ -249,7 +249,7 @@ class CaptionEmbedder(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The GPT. `forward` trains; `prefill` and `decode_one` sample with a cache that the caller owns."""
+    """The GPT. `forward` trains; `prefill` and `decode` sample with a cache that the caller owns."""
 
     def __init__(self, args: ModelArgs):
         super().__init__()
@@ -336,25 +336,28 @@ class Transformer(nn.Module):
         if idx is not None:
             h = torch.cat([h, self.tok_embeddings(idx)], dim=1)  # [B, P + k, D]
         slots = torch.arange(h.shape[1], device=h.device)
-        return self._cached(h, cache.view(length=h.shape[1]), slots + left_out, slots, mask, causal=mask is None)
+        h = self._cached(h, cache.view(length=h.shape[1]), slots + left_out, slots, mask, causal=mask is None)
+        return self.output(h[:, -1])
 
-    def decode_one(
-        self, codes: Tensor, position: Tensor, slot: Tensor, cache: KVCache, mask: Tensor | None = None
+    def decode(
+        self, codes: Tensor, positions: Tensor, slots: Tensor, cache: KVCache, mask: Tensor | None = None
     ) -> Tensor:
-        """Codes [B] stand at `position` (int64 [1]: cls_token_num for the first code); logits [B, C] of the next codes.
+        """Codes [B, W] stand at `positions` (int64 [W]: cls_token_num for the first code); logits [B, W, C] of what
+        follows each. W is 1, or more where some of the codes are guesses.
 
-        `slot` int64 [1]: where the cache keeps them, earlier than `position` by the condition rows that were left out.
-        Attends to all slots of `cache` that mask (bool [B or 1, 1, 1, T]) allows; None: to all of them, so the caller
-        passes a view that ends at `slot`.
+        `slots` int64 [W]: where the cache keeps them, earlier than `positions` by the condition rows that were left
+        out. Attends to all slots of `cache` that mask (bool [B or 1, 1, W, T]) allows; None: to all of them, so the
+        caller passes a view that ends at a single slot.
         """
-        return self._cached(self.tok_embeddings(codes)[:, None], cache, position, slot, mask, causal=False)
+        h = self._cached(self.tok_embeddings(codes), cache, positions, slots, mask, causal=False)
+        return self.output(h)
 
     def _cached(self, h: Tensor, cache: KVCache, positions: Tensor, slots: Tensor, mask: Tensor | None,
                 causal: bool) -> Tensor:  # fmt: skip
         rotary = self.rotary(h.device)[positions]
         for layer, keys, values in zip(self.layers, cache.keys, cache.values):
             h = layer.cached(h, rotary, keys, values, slots, mask, causal)
-        return self.output(self.norm(h[:, -1]))  # [B, C]
+        return self.norm(h)
 
 
 GPT_CONFIGS: dict[str, dict] = {

@@ -1,11 +1,15 @@
-"""The ways to run one step of a GPT. A runner owns its key/value cache and everything else that lives between steps.
+"""The ways to run a step of a GPT. A runner owns its key/value cache and everything else that lives between steps.
 
-`start` takes a batch of conditions and the codes that are known, and returns the logits of the code after them; `step`
-takes the codes just chosen and returns the logits of the next; `keep` goes on with the first rows alone. The decode
-loop in generate.py knows nothing else.
+`start` takes a batch of conditions, the codes that are known and a Draw, and returns what that draws of the next code's
+logits; `step` takes the codes just drawn and returns the next ones; `look` does so for several guesses at once, of
+which `accept` keeps the first; `keep` goes on with the first rows alone. The decode loop in generate.py knows nothing
+else. Here are the eager runner and the compiled one; packed.py is the CPU's fast one, captured.py the GPU's.
 
-Axes: B batch (guided: 2 x pictures, conditioned rows first), P condition positions, T all positions, C vocabulary.
+Axes: B pictures, R rows (guided: 2B, conditioned rows first), P condition positions, T cached positions, W codes that
+are looked at together, C codes in the vocabulary.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -13,84 +17,127 @@ from torch import Tensor
 from .gpt import KVCache, Transformer
 from .mask import key_mask, sequence_mask
 
+Drawn = Callable[[Tensor, Tensor], Tensor]  # float32 logits [R, W, C] and the codes' numbers int64 [W] -> codes [B, W]
+
+
+def as_they_are(logits: Tensor, numbers: Tensor) -> Tensor:
+    return logits
+
 
 class EagerRunner:
     """Plain PyTorch: each step attends to the filled part of the cache and to nothing else."""
 
     def __init__(self, model: Transformer):
         self.model = model
-        self.cache: KVCache | None = None
-        self.keys: Tensor | None = None  # which cached positions may be attended to, bool [B, 1, 1, T]; None: all
+        self.cache = None
+        self.keys: Tensor | None = None  # which cached positions may be attended to, bool [R, 1, 1, T]; None: all
 
-    def start(self, cond: Tensor, codes: int, valid: Tensor | None = None, known: Tensor | None = None) -> Tensor:
-        """Logits [B, C] of the first code that is not known. `codes`: how many a picture gets in all. valid bool
-        [B, P]: rows that hold a token. known int64 [B, k], k < codes: codes 0 to k - 1; None: none."""
+    def another(self) -> "EagerRunner":
+        """One more of the same model, to be used beside this one."""
+        return type(self)(self.model)
+
+    def start(self, cond: Tensor, codes: int, valid: Tensor | None = None, known: Tensor | None = None,
+              draw: Drawn = as_they_are) -> Tensor:  # fmt: skip
+        """Draw the first code that is not known, of rows with conditions `cond`: int64 [B]. `codes`: how many a picture
+        gets in all. valid bool [R, P]: rows that hold a token. known int64 [R, k], k < codes: codes 0 to k - 1; None:
+        none. draw: of all steps; without one they return logits, float32 [R, C]."""
         args, prefix = self.model.config, 1 if cond.ndim == 1 else cond.shape[1]
         if not 1 <= codes <= args.block_size:
             raise ValueError(f"cannot decode {codes} codes: this GPT was built for 1 to {args.block_size} a picture")
-        weight = self.model.output.weight
+        gain = self.model.norm.weight
         length = prefix + codes - 1  # the last code is never fed back
-        self.cache = self.allocate(len(cond), length, weight.device, weight.dtype)
-        self.filled, self.left_out = prefix + (0 if known is None else known.shape[1]), args.cls_token_num - prefix
-        self.numbers = torch.arange(length + self.left_out, device=weight.device)
+        self.rows, self.prefix, self.left_out, self.draw = len(cond), prefix, args.cls_token_num - prefix, draw
+        self.filled = prefix + (0 if known is None else known.shape[1])
+        self.numbers = torch.arange(length + self.left_out + 1, device=gain.device)
+        self.cache = self.allocate(self.rows, length, gain.device, gain.dtype)
         self.keys = None if valid is None else key_mask(valid, length)
         mask = None if valid is None else sequence_mask(valid, self.filled)
-        return self.model.prefill(cond, self.cache, mask, known)
+        logits = self.model.prefill(cond, self.cache, mask, known)
+        return draw(logits.float()[:, None], self.counted(self.filled - prefix))[:, 0]
 
-    def allocate(self, batch: int, length: int, device, dtype) -> KVCache:
-        return KVCache.zeros(self.model.config, batch, length, device, dtype)
+    def allocate(self, rows: int, length: int, device: torch.device, dtype: torch.dtype) -> KVCache:
+        return KVCache.zeros(self.model.config, rows, length, device, dtype)
+
+    def counted(self, first: int, count: int = 1) -> Tensor:
+        """first, first + 1, ...: int64 [count], which stand on the device already."""
+        return self.numbers[first : first + count]
 
     def step(self, codes: Tensor) -> Tensor:
-        """Logits [B, C] of the code that follows `codes` [B]."""
-        position, slot = (self.numbers[place : place + 1] for place in (self.filled + self.left_out, self.filled))
-        self.filled += 1
-        return self.decode(codes, position, slot)
+        """Draw the code that follows `codes` [B], which are right: int64 [B]."""
+        drawn = self.look(codes[:, None])[:, 0]
+        self.accept(1)
+        return drawn
 
-    def decode(self, codes: Tensor, position: Tensor, slot: Tensor) -> Tensor:
-        mask = None if self.keys is None else self.keys[..., : self.filled]
-        return self.model.decode_one(codes, position, slot, self.cache.view(length=self.filled), mask)
+    def look(self, codes: Tensor) -> Tensor:
+        """Draw the codes that follow each of `codes` [B, W], if those before it are right: int64 [B, W]."""
+        count = codes.shape[1]
+        positions, slots = self.counted(self.filled + self.left_out, count), self.counted(self.filled, count)
+        logits = self.decode(codes.repeat(self.rows // len(codes), 1), positions, slots)
+        return self.draw(logits.float(), self.counted(self.filled - self.prefix + 1, count))
+
+    def accept(self, count: int) -> None:
+        """The first `count` codes that were looked at are right."""
+        self.filled += count
+
+    def decode(self, codes: Tensor, positions: Tensor, slots: Tensor) -> Tensor:
+        """Logits [R, W, C] of codes [R, W]."""
+        length = self.filled + codes.shape[1]
+        mask = None if self.keys is None else self.keys[..., :length]
+        if codes.shape[1] > 1:
+            mask = seen(slots, length, mask)
+        return self.model.decode(codes, positions, slots, self.cache.view(length=length), mask)
 
     def keep(self, rows: int) -> None:
         """Go on with the first `rows` rows: the second branch of guidance is over."""
-        self.cache = self.cache.view(batch=rows)
+        self.rows, self.cache = rows, self.cache.view(batch=rows)
         self.keys = None if self.keys is None else self.keys[:rows]
 
     def finish(self) -> None:
         """Give the cache back."""
         self.cache = self.keys = None
+        self.draw = as_they_are
 
 
-class CompiledRunner(EagerRunner):
-    """torch.compile of the step: every step has the shape of its bucket, so that it is compiled once per bucket."""
+class BucketRunner(EagerRunner):
+    """Every step has the shape of its bucket: it reads the cache up to the next multiple, and masks what is not filled,
+    so that few shapes have to be prepared."""
 
-    BUCKET = 256  # positions; a step reads the cache up to the next multiple and masks what is not filled
+    BUCKET = 256  # positions
+
+    def allocate(self, rows: int, length: int, device: torch.device, dtype: torch.dtype) -> KVCache:
+        return super().allocate(rows, self.rounded(length), device, dtype)
+
+    def rounded(self, length: int) -> int:
+        return -(-length // self.BUCKET) * self.BUCKET
+
+    def decode(self, codes: Tensor, positions: Tensor, slots: Tensor) -> Tensor:
+        length = self.rounded(self.filled + codes.shape[1])
+        keys = None if self.keys is None else self.keys[..., :length]
+        if keys is not None:
+            keys = torch.nn.functional.pad(keys, (0, length - keys.shape[-1]))
+        return self.decode_bucket(codes, positions, slots, self.cache.view(length=length), seen(slots, length, keys))
+
+    def decode_bucket(self, *given) -> Tensor:
+        """What the model's decode does; its arguments."""
+        return self.model.decode(*given)
+
+
+def seen(slots: Tensor, length: int, keys: Tensor | None) -> Tensor:
+    """Which of `length` slots the codes in `slots` [W] attend to: bool [R or 1, 1, W, T]."""
+    mask = (torch.arange(length, device=slots.device) <= slots[:, None])[None, None]
+    return mask if keys is None else mask & keys
+
+
+class CompiledRunner(BucketRunner):
+    """torch.compile of the step, once per bucket."""
+
     SHAPES = 64  # of buckets and batches; beyond torch's default of 8 steps would run plainly, without a word
 
     def __init__(self, model: Transformer):
         super().__init__(model)
-        self.compiled = torch.compile(model.decode_one, dynamic=False)
+        self.decode_bucket = torch.compile(model.decode, dynamic=False)
 
-    def start(self, cond: Tensor, codes: int, valid: Tensor | None = None, known: Tensor | None = None) -> Tensor:
+    def start(self, *given) -> Tensor:
         limits = torch._dynamo.config  # of this thread alone, in newer versions of torch: not to be set once for all
         limits.cache_size_limit = max(limits.cache_size_limit, self.SHAPES)
-        return super().start(cond, codes, valid, known)
-
-    def allocate(self, batch: int, length: int, device, dtype) -> KVCache:
-        return super().allocate(batch, -(-length // self.BUCKET) * self.BUCKET, device, dtype)
-
-    def decode(self, codes: Tensor, position: Tensor, slot: Tensor) -> Tensor:
-        length = -(-self.filled // self.BUCKET) * self.BUCKET
-        mask = (torch.arange(length, device=codes.device) <= slot)[None, None, None]
-        if self.keys is not None:
-            keys = self.keys[..., :length]
-            mask = mask & torch.nn.functional.pad(keys, (0, length - keys.shape[-1]))
-        return self.compiled(codes, position, slot, self.cache.view(length=length), mask)
-
-
-RUNNERS = {"eager": EagerRunner, "compiled": CompiledRunner}
-
-
-def make_runner(name: str, model: Transformer) -> EagerRunner:
-    if name not in RUNNERS:
-        raise ValueError(f"--runner {name}: choose one of {', '.join(RUNNERS)}")
-    return RUNNERS[name](model)
+        return super().start(*given)

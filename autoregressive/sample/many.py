@@ -14,8 +14,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from autoregressive.bundled import or_bundled
+from autoregressive.models.generate import Sampling
+from autoregressive.models.ways import precision_of
 from autoregressive.options import GPTOptions
+from autoregressive.sample.batches import batch_size, let_go, smaller
 from autoregressive.sample.options import BatchOptions, SampleC2IMany, SampleT2IMany
+from autoregressive.sample.overlap import drawn, second_stream
+from autoregressive.sample.pace import Pace
 from autoregressive.sample.pipeline import Pipeline, load_pipeline, sampling_from
 from dataset.order import LABEL, draw
 from engine.distributed import Context, leave, setup
@@ -80,7 +85,7 @@ def sample_into(pipeline: Pipeline, options: SampleC2IMany, context: Context) ->
         cond = torch.from_numpy(labels[part]).to(pipeline.device)
         return pipeline.codes(cond, sampling, many.global_seed, torch.tensor(part))
 
-    sample_missing(pipeline, codes_of, many, many.image_size_eval, folder, todo, context)
+    sample_missing(pipeline, codes_of, many, many.image_size_eval, folder, todo, context, sampling)
     context.barrier()
     npz = folder.with_suffix(folder.suffix + ".npz")
 
@@ -101,24 +106,38 @@ def settings_of(options: SampleC2IMany, pipeline: Pipeline) -> dict:
 def models_of(options: SampleC2IMany | SampleT2IMany, pipeline: Pipeline) -> dict:
     """The models, their precisions, the seed and the sampling."""
     gpt, tokenizer = pipeline.gpt, pipeline.tokenizer
-    precisions = {"precision": gpt.model.output.weight.dtype,
-                  "decode_precision": tokenizer.model.post_quant_conv.weight.dtype}  # fmt: skip
+    decoding = str(tokenizer.model.post_quant_conv.weight.dtype).removeprefix("torch.")
     return {"kind": "generation", "gpt": gpt.name, "gpt_ckpt": Path(options.gpt.gpt_ckpt).name,
             "gpt_checksum": gpt.checksum(), "use_ema": options.gpt.use_ema,
             "tokenizer": tokenizer.name, "tokenizer_checksum": tokenizer.checksum,
             "image_size": gpt.image_size, "seed": options.many.global_seed,
-            **{name: str(dtype).removeprefix("torch.") for name, dtype in precisions.items()},
+            "precision": precision_of(gpt.model), "decode_precision": decoding,
             "sampling": asdict(options.sampling)}  # fmt: skip
 
 
 def sample_missing(pipeline: Pipeline, codes_of: Callable[[list[int]], Tensor], options: BatchOptions, size: int | None,
-                   folder: Path, todo: list[int], context: Context) -> None:  # fmt: skip
+                   folder: Path, todo: list[int], context: Context, sampling: Sampling) -> None:  # fmt: skip
     """This rank's part of the pictures `todo`: their codes [B, N] by codes_of(numbers), resized to `size`, as PNGs.
-    Writing them goes on beside the sampling of the next batch."""
-    todo = todo[context.rank :: context.world]
-    quiet = None if context.is_main else True
-    with PngWriter(folder) as writer, tqdm(total=len(todo), unit="picture", disable=quiet) as bar:
-        for first in range(0, len(todo), options.per_proc_batch_size):
-            part = todo[first : first + options.per_proc_batch_size]
-            writer.write(part, pipeline.to_pictures(codes_of(part), size, options.decode_batch_size))
-            bar.update(len(part))
+    Decoding (on a GPU) and writing them go on beside the sampling of the next batch."""
+    todo, quiet = todo[context.rank :: context.world], None if context.is_main else True
+    batch = batch_size(pipeline, options, sampling, len(todo), context)
+
+    def pictures_of(codes: Tensor) -> np.ndarray:
+        return pipeline.to_pictures(codes, size, options.decode_batch_size)
+
+    with (PngWriter(folder) as writer, second_stream(pipeline.device) as beside, Pace(pipeline.device) as pace,
+          tqdm(total=len(todo), unit="picture", disable=quiet) as bar):  # fmt: skip
+        while todo:
+            parts = [todo[first : first + batch] for first in range(0, len(todo), batch)]
+            try:
+                for part, pictures in drawn(parts, codes_of, pictures_of, beside):
+                    writer.write(part, pictures)
+                    todo = todo[len(part) :]
+                    pace.add(len(part))
+                    bar.update(len(part))
+            except torch.OutOfMemoryError:
+                batch = smaller(options.per_proc_batch_size, batch)
+                tqdm.write(f"process {context.rank}: out of memory; goes on with {batch} pictures at once")
+            if todo:  # the error is gone, and with it what it held
+                let_go(pipeline)
+    pace.report(context)

@@ -60,7 +60,7 @@ def sample_many_prompts(options: SampleT2IMany) -> Path:
         given = pipeline.captions([prompts[i] for i in part], prompt.negative_prompt, prompt.left_padding)
         return pipeline.codes(sampling=sampling, seed=many.global_seed, pictures=torch.tensor(part), **given)
 
-    sample_missing(pipeline, codes_of, many, None, images, todo, context)
+    sample_missing(pipeline, codes_of, many, None, images, todo, context, sampling)
     context.barrier()
 
     def conclude() -> None:

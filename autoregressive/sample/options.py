@@ -129,8 +129,9 @@ class SampleT2I(FromPrompts):
 class BatchOptions:
     """How pictures are made by the thousand."""
 
-    per_proc_batch_size: int = 32
-    """Pictures sampled at once by each process."""
+    per_proc_batch_size: int | Auto = 32
+    """Pictures sampled at once by each process, at most; auto: as many as its free memory takes and as gain anything,
+    and fewer where they do not fit after all."""
     global_seed: int = 0
     """Fixes labels and pictures, whatever the batch and the number of processes."""
     decode_batch_size: int = 16

@@ -21,7 +21,8 @@ from tqdm import tqdm
 from autoregressive.encoder import load_encoder
 from autoregressive.load import GPT, load_gpt
 from autoregressive.models.generate import Sampling, decode_codes
-from autoregressive.models.runners import EagerRunner, make_runner
+from autoregressive.models.runners import EagerRunner
+from autoregressive.models.ways import make_runner
 from autoregressive.options import EncoderOptions, GPTOptions, MachineOptions, SamplingOptions
 from dataset.augmentation import center_crop_arr, to_tensor
 from dataset.classes import class_names_for, find_label
@@ -45,6 +46,7 @@ class Pipeline:
     runner: EagerRunner
     encoder: TextEncoder | None = None  # of t2i models
     offload: bool = False  # whether the encoder leaves the device when it is not needed
+    window: int = 1  # codes that are looked at together
     reading: Lock = field(default_factory=Lock, repr=False, compare=False)  # held by whoever uses the encoder
 
     @property
@@ -124,7 +126,8 @@ class Pipeline:
                 if on_code is not None:
                     on_code(i, out)
 
-            return decode_codes(self.runner, cond, n, sampling, seed, pictures, valid, each, negative, known)
+            return decode_codes(self.runner, cond, n, sampling, seed, pictures, valid, each, negative, known,
+                                self.window)  # fmt: skip
 
     @torch.inference_mode()
     def encode(self, picture: Image.Image) -> Tensor:
@@ -220,10 +223,8 @@ def load_pipeline(gpt: GPTOptions, tokenizer: TokenizerOptions, machine: Machine
     vq = load_tokenizer(tokenizer, device, pick_precision(machine.decode_precision, device, "--decode-precision"))
     loaded = load_gpt(gpt, vq.model.downsample, device, pick_precision(machine.precision, device))
     check_pair(loaded, vq, gpt, tokenizer)
-    runner = machine.runner
-    if runner == "auto":
-        runner = "compiled" if machine.compile and device.type == "cuda" else "eager"
-    return Pipeline(loaded, vq, make_runner(runner, loaded.model))
+    runner = make_runner(machine.runner, loaded.model, machine.compile, machine.int8)
+    return Pipeline(loaded, vq, runner, window=machine.look_ahead)
 
 
 def check_pair(loaded: GPT, vq: Tokenizer, gpt: GPTOptions, tokenizer: TokenizerOptions) -> None:

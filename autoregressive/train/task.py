@@ -212,7 +212,7 @@ def build_model(options: GPTTraining, shape: dict, seed: int, parallel: Parallel
         ffn_dropout_p=residual, token_dropout_p=options.token_dropout_p, drop_path_rate=options.drop_path_rate,
         class_dropout_prob=options.class_dropout_prob,
     )  # fmt: skip
-    model = parallel.place(build, "layers", "initial", ("prefill", "decode_one", "cached"))
+    model = parallel.place(build, "layers", "initial", ("prefill", "decode", "cached"))
     if finetune:
         weights = read_weights(options.gpt_ckpt, flag="--gpt-ckpt")
         load_strict(model, weights, "--gpt-ckpt", f"--gpt-model is {options.gpt_model}")

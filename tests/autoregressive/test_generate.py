@@ -10,19 +10,11 @@ import pytest
 import torch
 from support import filled
 
-from autoregressive.models.generate import (
-    SCHEDULES,
-    Sampling,
-    choose,
-    decode_codes,
-    filter_logits,
-    generate,
-    guide,
-    gumbel_noise,
-)
+from autoregressive.models.draw import SCHEDULES, Sampling, choose, filter_logits, guide, gumbel_noise
+from autoregressive.models.generate import decode_codes, generate
 from autoregressive.models.gpt import ModelArgs, Transformer
 from autoregressive.models.mask import sequence_mask
-from autoregressive.models.runners import CompiledRunner, EagerRunner, make_runner
+from autoregressive.models.runners import CompiledRunner, EagerRunner
 from golden.fill import integers, uniform
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -197,9 +189,9 @@ def test_cached_sampling_is_uncached_sampling_with_guidance_in_its_interval(inte
             rows.append(len(cond))
             return super().start(cond, *rest)
 
-        def step(self, codes):
+        def decode(self, codes, *rest):
             rows.append(len(codes))
-            return super().step(codes)
+            return super().decode(codes, *rest)
 
     assert torch.equal(decode(Counting(model), labels(), sampling), slow_codes(model, labels(), sampling, guided))
     assert rows == [6] * guided + [3] * (16 - guided), (
@@ -353,12 +345,6 @@ def test_the_step_compiles_once_a_bucket_and_equals_eager(monkeypatch):
             decode(runner, torch.arange(rows) % 3, Sampling(cfg_scale=scale))
     shapes = {rows * guided for rows in range(2, 7) for guided in (1, 2)} - {2 * len(labels())}
     assert len(graphs) == 2 * (1 + len(shapes)) > 8
-
-
-def test_runners_are_chosen_by_name():
-    assert type(make_runner("eager", tiny())) is EagerRunner
-    with pytest.raises(ValueError, match="--runner fast: choose one of eager, compiled"):
-        make_runner("fast", tiny())
 
 
 # ---- generate(), the published call

@@ -11,6 +11,7 @@ from time import sleep
 import numpy as np
 import pytest
 import torch
+from many_runs import Gpu
 from PIL import Image
 from support import ROOT, run_script
 from tiny_pipeline import ENCODER, MACHINE, options, write_text_files
@@ -293,6 +294,16 @@ def test_a_stopped_run_goes_on_and_other_settings_are_refused(sampled, files, pr
     prompt_list.write_text("Prompt\nsomething else\n")
     with pytest.raises(ValueError, match=r"other settings \(.*prompts_sha256"):
         sample_many_prompts(many(files, prompt_list, tmp_path))
+
+
+def test_large_batches_that_are_decoded_beside_the_sampling_make_the_same_files(
+    sampled, files, prompt_list, tmp_path, monkeypatch
+):
+    gpu = Gpu(monkeypatch)
+    for asked, batch in ((2, [2, 2, 2]), ("auto", [5])):
+        folder = sample_many_prompts(many(files, prompt_list, tmp_path / str(asked), per_proc_batch_size=asked))
+        assert contents(folder) == contents(sampled) and gpu.sampled == batch
+        gpu.sampled.clear()
 
 
 def test_two_processes_make_the_same_files(sampled, files, prompt_list, tmp_path):

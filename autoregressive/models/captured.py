@@ -1,0 +1,124 @@
+"""The step on NVIDIA GPUs: one captured graph, from the codes drawn last to the codes drawn next.
+
+A step of a GPT is hundreds of short kernels, and launching them one by one takes longer than their work. A CUDA graph
+launches them at once. What it reads and writes must stand in the same place each time, and no number in Python may
+change what it does: so positions stand in tensors, the memory is kept between calls, and a graph belongs to a shape.
+
+Axes: B pictures, R rows (guided: 2B), T cached positions, W codes that are looked at together, N codes of a picture.
+"""
+
+from collections.abc import Callable
+from copy import copy
+
+import torch
+from torch import Tensor
+
+from .draw import Draw
+from .gpt import KVCache, Transformer
+from .runners import BucketRunner, CompiledRunner, Drawn, as_they_are, seen
+
+
+class Place:
+    """The memory that graphs read and write, for `rows` rows and all positions."""
+
+    def __init__(self, cache: KVCache, rows: int, length: int, codes: int):
+        device = cache.keys.device
+        numbers = torch.zeros(rows, max(codes, 2), dtype=torch.int64, device=device)
+        self.cache, self.rows = cache, rows
+        self.keys = torch.zeros(rows, 1, 1, length, dtype=torch.bool, device=device)
+        self.codes, self.drawn = numbers.clone(), numbers.clone()
+        self.positions, self.slots, self.numbers = (numbers[0].clone() for _ in range(3))
+        self.seed, self.pictures = torch.zeros((), dtype=torch.int64, device=device), numbers[:, 0].clone()
+        self.scales = torch.zeros(codes, device=device, dtype=torch.float32)
+
+    def fixed(self, draw: Draw) -> Draw:
+        """The draw, with what changes from call to call copied here."""
+        draw = copy(draw)
+        for name in ("seed", "pictures", "scales"):
+            value = getattr(draw, name)
+            here = getattr(self, name)[: len(value)] if value.ndim else getattr(self, name)
+            setattr(draw, name, here.copy_(value))
+        return draw
+
+
+class CapturedRunner(BucketRunner):
+    """A CUDA graph of the whole step: decoding, guidance, filters, noise, the choice. Its memory stays with it."""
+
+    BUCKET = 64  # positions; a step reads half as many in vain
+    GRAPHS = 256  # are kept: batches, buckets and filters are their shapes
+
+    def __init__(self, model: Transformer):
+        super().__init__(model)
+        self.place: Place | None = None
+        self.graphs: dict[tuple, Callable[[], object]] = {}
+        self.pool = None
+
+    def start(self, cond: Tensor, codes: int, valid: Tensor | None = None, known: Tensor | None = None,
+              draw: Drawn = as_they_are) -> Tensor:  # fmt: skip
+        drawn = super().start(cond, codes, valid, known, draw)
+        if self.keys is not None:
+            self.place.keys[: self.rows, ..., : self.keys.shape[-1]] = self.keys
+        if isinstance(draw, Draw):
+            self.draw = self.place.fixed(draw)
+        return drawn
+
+    def allocate(self, rows: int, length: int, device: torch.device, dtype: torch.dtype) -> KVCache:
+        if self.place is None or rows > self.place.rows:
+            self.graphs, self.place, args = {}, None, self.model.config
+            length = self.rounded(args.cls_token_num + args.block_size)
+            cache = super().allocate(rows, length, device, dtype)
+            self.place = Place(cache, rows, length, args.block_size)
+        return self.place.cache.view(batch=rows)
+
+    def look(self, codes: Tensor) -> Tensor:
+        """Its result stands where the next one's will."""
+        if not isinstance(self.draw, Draw):  # logits are wanted, as tests do
+            return super().look(codes)
+        place, (pictures, count) = self.place, codes.shape
+        length, filters = self.rounded(self.filled + count), self.draw.sampling.filters
+        place.codes[:pictures, :count] = codes
+        for here, first in ((place.positions, self.filled + self.left_out), (place.slots, self.filled),
+                            (place.numbers, self.filled - self.prefix + 1)):  # fmt: skip
+            here[:count] = self.counted(first, count)
+        key = (pictures, self.rows, count, length, self.keys is not None, filters)
+        if key not in self.graphs:
+            if len(self.graphs) >= self.GRAPHS:
+                self.graphs = {}
+            self.graphs[key] = self.capture(self.whole_step(*key[:4]))
+        self.graphs[key]()
+        return place.drawn[:pictures, :count]
+
+    def whole_step(self, pictures: int, rows: int, count: int, length: int) -> Callable[[], None]:
+        """look() without a number that changes."""
+        place, draw = self.place, self.draw
+        cache, keys = place.cache.view(rows, length), None if self.keys is None else place.keys[:rows, ..., :length]
+        positions, slots, numbers = (t[:count] for t in (place.positions, place.slots, place.numbers))
+
+        def work() -> None:
+            codes = place.codes[:pictures, :count].repeat(rows // pictures, 1)
+            logits = self.decode_bucket(codes, positions, slots, cache, seen(slots, length, keys))
+            place.drawn[:pictures, :count] = draw(logits.float(), numbers)
+
+        return work
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], object]:
+        """A call that does the same again."""
+        device = self.place.keys.device
+        with torch.cuda.device(device):
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                work()  # libraries set themselves up, kernels are compiled
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            try:  # other threads may take memory meanwhile
+                with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+                    work()
+            except RuntimeError as error:
+                raise RuntimeError("--runner captured: steps cannot be captured here; take --runner eager") from error
+        self.pool = self.pool or graph.pool()
+        return graph.replay
+
+
+class CapturedCompiledRunner(CapturedRunner, CompiledRunner):
+    """The same of compiled kernels, which are fewer: norms, rotation and activations are one with what they follow."""

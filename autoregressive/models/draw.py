@@ -1,0 +1,165 @@
+"""From logits to codes: guidance, filtering, noise, the choice.
+
+A code is the arg max of its filtered logits plus Gumbel noise, and the noise is a hash of (run seed, picture index,
+position, code): drawn and stored nowhere, equal on every device. So a picture does not depend on its batch or on the
+number of processes, and a sampled sequence is a fixed function of the weights.
+
+Axes: B pictures, W codes side by side, C codes in the vocabulary, N codes of a picture.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import cos, pi
+
+import torch
+from torch import Tensor
+
+SCHEDULES: dict[str, Callable[[float, float], float]] = {
+    # Share of (scale - 1) at a point 0..1 of the sequence; the second argument is the power.
+    "constant": lambda at, power: 1.0,
+    "linear": lambda at, power: at,
+    "power-cosine": lambda at, power: (1 - cos(pi * at**power)) / 2,  # Gao et al. 2023 (MDT), section 3.4
+}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How codes are drawn. `top_k` 0 and `top_p` 1 keep every code; `greedy` takes the most likely one."""
+
+    cfg_scale: float = 1.0
+    cfg_interval: float = -1
+    cfg_schedule: str = "constant"
+    cfg_power: float = 2.75
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    greedy: bool = False
+
+    def __post_init__(self):
+        if self.cfg_schedule not in SCHEDULES:
+            raise ValueError(f"--cfg-schedule {self.cfg_schedule}: choose one of {', '.join(SCHEDULES)}")
+        if self.temperature < 0:
+            raise ValueError(f"--temperature {self.temperature}: must not be negative")
+        if self.top_k < 0:
+            raise ValueError(f"--top-k {self.top_k}: must be 0 (keep every code) or more")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"--top-p {self.top_p}: must be above 0 and at most 1 (keep every code)")
+
+    @property
+    def guided(self) -> bool:
+        return self.cfg_scale > 1
+
+    @property
+    def filters(self) -> tuple[float, int, float, bool]:
+        """What decides how one code is drawn, beside its guidance."""
+        return self.temperature, self.top_k, self.top_p, self.greedy
+
+    def guided_codes(self, codes: int) -> int:
+        """How many codes of a picture use guidance: with an interval k > -1, codes 0 to k + 1 do."""
+        if not self.guided:
+            return 0
+        return codes if self.cfg_interval <= -1 else min(codes, int(self.cfg_interval) + 2)
+
+    def scale(self, position: int, codes: int) -> float:
+        """Guidance scale of code `position` (0-based) of `codes`."""
+        at = position / max(codes - 1, 1)
+        return 1 + (self.cfg_scale - 1) * SCHEDULES[self.cfg_schedule](at, self.cfg_power)
+
+
+def guide(logits: Tensor, scale: float | Tensor) -> Tensor:
+    """Classifier-free guidance (Ho and Salimans 2022): [2B, ..., C], conditioned rows first -> [B, ..., C]."""
+    cond, none = logits.chunk(2)
+    return none + scale * (cond - none)
+
+
+def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """Logits [..., C] with -inf for what top-k, then the nucleus (Holtzman et al. 2020), leaves out.
+
+    top-k keeps every logit that is at least the k-th largest. The nucleus drops each code whose predecessors, in
+    descending order, already hold more than top_p.
+    """
+    if 0 < top_k < logits.shape[-1]:
+        smallest = logits.topk(top_k, sorted=False).values.amin(-1, keepdim=True)
+        logits = logits.masked_fill(logits < smallest, float("-inf"))
+    if top_p < 1:
+        ordered, order = logits.sort(descending=True, stable=True)
+        probs = ordered.softmax(-1)
+        drop = probs.cumsum(-1) - probs > top_p
+        logits = logits.masked_fill(drop.scatter(-1, order, drop), float("-inf"))
+    return logits
+
+
+def mix(x: Tensor) -> Tensor:
+    """A bijection of int32 that scatters its bits (C. Wellons's 'lowbias32'); products wrap, as hardware's do."""
+    x = (x ^ ((x >> 16) & 0xFFFF)) * 0x7FEB352D
+    x = (x ^ ((x >> 15) & 0x1FFFF)) * -2073254261  # 0x846ca68b
+    return x ^ ((x >> 16) & 0xFFFF)
+
+
+def halves(words: Tensor) -> tuple[Tensor, Tensor]:
+    """Low and high 32 bits of int64, as int32."""
+    low = words & 0xFFFFFFFF
+    return (low - ((low >> 31) << 32)).to(torch.int32), (words >> 32).to(torch.int32)
+
+
+def seed_words(seed: int, device: torch.device | None = None) -> Tensor:
+    """The lowest 64 bits of a run's seed, int64 []."""
+    return torch.tensor(((seed & (1 << 64) - 1) ^ 1 << 63) - (1 << 63), device=device)
+
+
+def gumbel_noise(seed: int | Tensor, pictures: Tensor, position: int | Tensor, vocabulary: Tensor) -> Tensor:
+    """Standard Gumbel noise, float32 [..., C], hashed from (seed, picture, position, code).
+
+    pictures int64 [...], each at least 0; vocabulary int32 [C]: the codes. As tensors, int64, seed (seed_words) and
+    positions broadcast with pictures. All integer arithmetic is exact, so that the noise differs between devices by the
+    rounding of two logarithms at most.
+    """
+    seed = seed if isinstance(seed, Tensor) else seed_words(seed, pictures.device)
+    position = position if isinstance(position, Tensor) else torch.tensor(position, device=pictures.device)
+    key = torch.zeros((), dtype=torch.int32, device=pictures.device)
+    for words in (*halves(seed), halves(position)[0], *halves(pictures)):
+        key = mix(key ^ words)
+    key = key[..., None]
+    bits = mix(mix(vocabulary * -1640531527 ^ key) + key)  # [..., C]
+    # 31 bits, from the half-step on: fine near 0, where the largest noise comes from; never 0 and never 1.
+    uniform = (((bits & 0x7FFFFFFF).float() + 0.5) * 2.0**-31).clamp(max=1 - 2.0**-24)
+    # log1p(-uniform) by Kahan's identity: as exact, and PyTorch's own takes four times as long on a CPU.
+    rest = 1 - uniform
+    exponential = torch.where(rest == 1, uniform, -rest.log() * (uniform / (1 - rest)))
+    return -exponential.log()
+
+
+def choose(logits: Tensor, sampling: Sampling, noise: Callable[[], Tensor]) -> Tensor:
+    """One code a picture, int64 [...], from guided float32 logits [..., C]; ties go to the lower code."""
+    if sampling.greedy:
+        return logits.argmax(-1)
+    logits = filter_logits(logits / max(sampling.temperature, 1e-5), sampling.top_k, sampling.top_p)
+    return (logits + noise()).argmax(-1)
+
+
+class Draw:
+    """Draws the codes of given pictures from their logits. What changes from picture to picture, and from code to code,
+    stands in tensors, so that a captured graph of it draws other pictures once they are copied in."""
+
+    def __init__(self, sampling: Sampling, codes: int, seed: int, pictures: Tensor, vocab_size: int):
+        """codes: N; pictures int64 [B], on the device: their numbers in the run, which fix the noise with `seed`."""
+        device = pictures.device
+        self.sampling, self.pictures, self.seed = sampling, pictures, seed_words(seed, device)
+        self.scales = torch.tensor([sampling.scale(i, codes) for i in range(codes)], dtype=torch.float32,
+                                   device=device)  # [N]  # fmt: skip
+        self.vocabulary = torch.arange(vocab_size, dtype=torch.int32, device=device)
+
+    def __call__(self, logits: Tensor, numbers: Tensor) -> Tensor:
+        """Codes int64 [B, W] from float32 logits [B, W, C], or [2B, W, C] to be guided, of the codes with `numbers`
+        (int64 [W]) in their pictures."""
+        if len(logits) > len(self.pictures):
+            logits = guide(logits, self.scales[numbers][:, None])
+        return choose(logits, self.sampling, lambda: self.noise(numbers))
+
+    def noise(self, numbers: Tensor) -> Tensor:
+        """float32 [B, W, C]"""
+        return gumbel_noise(self.seed, self.pictures[:, None], numbers, self.vocabulary)
+
+    def guess(self, numbers: Tensor) -> Tensor:
+        """Codes int64 [B, W] that are drawn where nothing is known of the logits."""
+        return self.noise(numbers).argmax(-1)

@@ -1,0 +1,191 @@
+"""The step on CPUs: matrices that lie in memory as the processor's kernels read them, and a cache without gaps.
+
+oneDNN, PyTorch's library for these processors, lays a matrix out for its kernels at each call of F.linear. Here that is
+done once, what is laid out replaces the plain matrix, and what follows a product is computed with it where oneDNN can.
+Int8Linear does the same with eight bits a weight.
+
+Axes: B batch, T positions, R = B * T rows, D width, H query heads, G key/value heads, K head width, S cached positions.
+"""
+
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attend import attention as attend
+from .gpt import KVCache, ModelArgs, RMSNorm, Transformer, TransformerBlock
+from .runners import BucketRunner
+
+
+def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether this processor has kernels for packed matrices."""
+    return device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and torch.backends.mkldnn.is_available()
+
+
+class PackedLinear(nn.Module):
+    """x W^T, and what is computed with it in the same pass. x [R, in] -> [R, out]. Saved as the plain W."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
+
+    def silu(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "swish", [], "")
+
+    def times(self, x: Tensor, other: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.packed, None, "mul")
+
+    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.packed, None, "add")
+
+    @property
+    def weight(self) -> Tensor:
+        """The plain W [out, in], made anew at each call."""
+        return self.packed.to_dense()
+
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        destination[f"{prefix}weight"] = self.weight
+
+
+class Int8Linear(nn.Module):
+    """The same with W in int8, a scale for each of its rows, and each row of x rounded to as many steps of its own
+    range, so that no row depends on its batch. Saved as the integers and their scales."""
+
+    STEPS = 127  # to either side of 0
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        weight = linear.weight.detach().float()  # [out, in]
+        self.scales = (weight.abs().amax(1) / self.STEPS).clamp(min=torch.finfo(torch.float32).tiny)
+        rounded = (weight / self.scales[:, None]).round().to(torch.int8)
+        self.packed = torch.ops.onednn.qlinear_prepack(rounded, None)
+        self.zeros = torch.zeros(len(weight), dtype=torch.int32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        scales = (wide.abs().amax(-1, keepdim=True) / self.STEPS).clamp(min=torch.finfo(torch.float32).tiny)
+        middle = self.STEPS + 1  # the kernels take x unsigned
+        rounded = (wide / scales).add_(middle + 0.5).to(torch.uint8)
+        out = torch.ops.onednn.qlinear_pointwise(rounded, 1.0, middle, self.packed, self.scales, self.zeros, None,
+                                                 1.0, 0, torch.float32, "none", [], "")  # fmt: skip
+        return (out * scales).type_as(x)
+
+    def silu(self, x: Tensor) -> Tensor:
+        return F.silu(self(x))
+
+    def times(self, x: Tensor, other: Tensor) -> Tensor:
+        return self(x) * other
+
+    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+        return self(x) + other
+
+    @property
+    def weight(self) -> Tensor:
+        """W [out, in] as it computes, float32."""
+        return self.rounded * self.scales[:, None]
+
+    @property
+    def rounded(self) -> Tensor:
+        """The integers, int8 [out, in]."""
+        return self.packed.to_dense().t()
+
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        destination[f"{prefix}weight"], destination[f"{prefix}scales"] = self.rounded, self.scales
+
+
+class PackedBlock(nn.Module):
+    """A block of the GPT that samples with packed matrices, and does nothing else; they are saved as the block's."""
+
+    def __init__(self, block: TransformerBlock, kind: type[nn.Module]):
+        super().__init__()
+        self.attention, self.feed_forward = block.attention, block.feed_forward
+        self.attention_norm, self.ffn_norm = block.attention_norm, block.ffn_norm
+        for owner in (self.attention, self.feed_forward):
+            for name, child in owner.named_children():
+                if isinstance(child, nn.Linear):
+                    setattr(owner, name, kind(child))
+
+    def cached(self, x: Tensor, rotary: Tensor, keys: Tensor, values: Tensor, slots: Tensor, mask: Tensor | None,
+               causal: bool) -> Tensor:  # fmt: skip
+        """As TransformerBlock.cached, on x [B, T, D] and keys and values [B, G, S, K]; slots follow one another."""
+        attention, feed_forward, (batch, length, _) = self.attention, self.feed_forward, x.shape
+        x = x.flatten(0, 1)  # [R, D]
+        heads = attention.wqkv(norm(x, self.attention_norm)).view(batch, length, -1, attention.head_width)
+        turned, v = heads.split([attention.n_head + attention.n_kv_head, attention.n_kv_head], dim=2)
+        turned = torch.view_as_complex(turned.float().unflatten(-1, (-1, 2))) * torch.view_as_complex(rotary)[:, None]
+        turned = torch.view_as_real(turned).flatten(-2)  # float32 [B, T, H + G, K]
+        q, k = turned.split([attention.n_head, attention.n_kv_head], dim=2)
+        first = int(slots[0])
+        keys[:, :, first : first + length].copy_(k.transpose(1, 2))
+        values[:, :, first : first + length].copy_(v.transpose(1, 2))
+        out = attend(q.transpose(1, 2), keys, values, mask, causal)  # [B, H, T, K]
+        x = attention.wo.plus(out.transpose(1, 2).reshape(x.shape).type_as(x), x)
+        h = norm(x, self.ffn_norm)
+        return feed_forward.w2.plus(feed_forward.w3.times(h, feed_forward.w1.silu(h)), x).unflatten(0, (batch, length))
+
+
+def norm(x: Tensor, module: RMSNorm) -> Tensor:
+    """What the module computes, x [R, D], in three quarters of the time."""
+    wide = x.to(torch.float32, copy=True)
+    squares = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()  # [R, 1]
+    return wide.mul_(squares.div_(x.shape[-1]).add_(module.eps).rsqrt_()).type_as(x) * module.weight
+
+
+def pack(model: Transformer, int8: bool = False) -> None:
+    """Replace the plain matrices of the blocks and of the head, one by one; a model that is packed stays as it is."""
+    kind = Int8Linear if int8 else PackedLinear
+    if int8 and isinstance(model.output, PackedLinear):
+        raise ValueError("--int8: this model is packed already, in more bits; load it anew")
+    for i, block in enumerate(model.layers):
+        if not isinstance(block, PackedBlock):
+            model.layers[i] = PackedBlock(block, kind)
+    if isinstance(model.output, nn.Linear):
+        model.output = kind(model.output)
+
+
+class GrowingCache:
+    """Keys and values of each layer, [B, G, S, K] without a gap, for S grows with what is filled: a CPU reads a part of
+    a longer cache at half the speed. The memory for `length` positions is reserved at once."""
+
+    def __init__(self, args: ModelArgs, batch: int, length: int, dtype: torch.dtype):
+        self.batch, self.heads, self.width, self.length = batch, args.n_kv_head, args.head_width, 0
+        size = batch * args.n_kv_head * length * args.head_width
+        self.memory = [torch.zeros(size, dtype=dtype) for _ in range(2 * args.n_layer)]
+
+    def layers(self) -> list[Tensor]:
+        """Keys of the first layer, values of the first layer, keys of the second, ..."""
+        shape = (self.batch, self.heads, self.length, self.width)
+        return [flat[: prod(shape)].view(shape) for flat in self.memory]
+
+    def view(self, batch: int | None = None, length: int | None = None) -> "GrowingCache | KVCache":
+        """It goes on with the first `batch` rows; or the first `length` positions, which it grows to."""
+        if batch is not None:
+            self.batch = batch
+            return self
+        if length > self.length:
+            filled, self.length = [layer.clone() for layer in self.layers()], length
+            for layer, old in zip(self.layers(), filled):
+                layer[:, :, : old.shape[2]] = old
+        layers = [layer[:, :, :length] for layer in self.layers()]
+        return KVCache(layers[::2], layers[1::2])
+
+
+class PackedRunner(BucketRunner):
+    """A model with packed matrices on the CPU."""
+
+    BUCKET = 32  # a step reads half as many positions in vain, and one in so many moves the cache
+
+    def __init__(self, model: Transformer):
+        super().__init__(model)
+        pack(model)
+
+    def allocate(self, rows: int, length: int, device: torch.device, dtype: torch.dtype) -> GrowingCache:
+        return GrowingCache(self.model.config, rows, self.rounded(length), dtype)
+
+    def decode_bucket(self, codes: Tensor, positions: Tensor, slots: Tensor, cache: KVCache, mask: Tensor) -> Tensor:
+        added = torch.zeros(mask.shape, dtype=torch.float32).masked_fill_(~mask, float("-inf"))  # once
+        return self.model.decode(codes, positions, slots, cache, added)

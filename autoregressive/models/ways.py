@@ -1,0 +1,37 @@
+"""Which way a step is run: by name, or whatever is fastest where the model stands."""
+
+from .captured import CapturedCompiledRunner, CapturedRunner
+from .gpt import Transformer
+from .packed import Int8Linear, PackedRunner, can_pack, pack
+from .runners import CompiledRunner, EagerRunner
+
+RUNNERS = {"eager": EagerRunner, "compiled": CompiledRunner, "captured": CapturedRunner, "packed": PackedRunner}
+
+
+def make_runner(name: str, model: Transformer, compiled: bool = False, int8: bool = False) -> EagerRunner:
+    """A runner of the model, whose matrices it may replace. name: one of RUNNERS, or auto; compiled: a captured step is
+    compiled as well; int8: the matrices in eight bits, which packed steps alone have."""
+    gain = model.norm.weight
+    packable = can_pack(gain.device, gain.dtype)
+    if name == "auto":
+        name = "captured" if gain.is_cuda else "packed" if packable else "eager"
+    if name not in RUNNERS:
+        raise ValueError(f"--runner {name}: choose auto or one of {', '.join(RUNNERS)}")
+    if name == "captured" and not gain.is_cuda:
+        raise ValueError(f"--runner captured: is for NVIDIA GPUs, and the GPT is on {gain.device.type}; choose auto")
+    if name == "packed" and not packable:
+        raise ValueError("--runner packed: is for CPUs that oneDNN has kernels for, in --precision bf16 or none; this "
+                         f"GPT is on {gain.device.type} in {precision_of(model)}. Choose auto")  # fmt: skip
+    if int8 and name != "packed":
+        raise ValueError(f"--int8: packed steps on CPUs alone have matrices of eight bits; --runner {name} has not")
+    if int8:
+        pack(model, int8=True)
+    if name == "captured" and compiled:
+        return CapturedCompiledRunner(model)
+    return RUNNERS[name](model)
+
+
+def precision_of(model: Transformer) -> str:
+    """What it computes in, such as bfloat16, or "bfloat16, int8" with matrices of eight bits."""
+    dtype = str(model.norm.weight.dtype).removeprefix("torch.")
+    return f"{dtype}, int8" if isinstance(model.output, Int8Linear) else dtype

@@ -1,0 +1,312 @@
+"""The ways to run a step: each gives the codes of the plain float32 loop, whatever was sampled before it.
+
+A CUDA graph is played by a trace of the step on the CPU: numbers of Python are baked into it in the same way, and it
+reads and writes the same memory each time.
+"""
+
+from functools import partial
+
+import pytest
+import torch
+from support import filled
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from autoregressive.models.captured import CapturedRunner
+from autoregressive.models.draw import Sampling
+from autoregressive.models.generate import decode_codes
+from autoregressive.models.gpt import ModelArgs, Transformer
+from autoregressive.models.packed import GrowingCache, Int8Linear, PackedLinear, PackedRunner, can_pack, pack
+from autoregressive.models.runners import BucketRunner, EagerRunner
+from autoregressive.models.ways import make_runner, precision_of
+from engine.checkpoint import checksum
+
+KINDS = {
+    "c2i": {},
+    "grouped heads": {"n_kv_head": 2},
+    "t2i": {"model_type": "t2i", "cls_token_num": 12, "caption_dim": 24},
+}
+SETTINGS = {
+    "plain": Sampling(),
+    "guided": Sampling(cfg_scale=2.5, cfg_interval=10, top_k=40, top_p=0.95, temperature=0.9),
+    "scheduled": Sampling(cfg_scale=3.0, cfg_schedule="power-cosine"),
+    "greedy": Sampling(cfg_scale=2.0, greedy=True),
+}
+packs = pytest.mark.skipif(not can_pack(torch.device("cpu"), torch.float32), reason="oneDNN is not built in here")
+
+
+class Buckets(BucketRunner):
+    BUCKET = 16
+
+
+class Traced(CapturedRunner):
+    BUCKET = 16
+    traces = 0
+
+    def capture(self, work):
+        self.traces += 1
+        return make_fx(work)()
+
+
+class Packed(PackedRunner):
+    BUCKET = 16
+
+
+WAYS = [EagerRunner, Buckets, Traced, pytest.param(Packed, marks=packs)]
+
+
+def model_of(kind: str = "c2i", dtype: torch.dtype = torch.float32) -> Transformer:
+    args = ModelArgs(dim=64, n_layer=2, n_head=4, vocab_size=96, num_classes=10, block_size=36, **KINDS[kind])
+    return filled(Transformer(args)).to(dtype)
+
+
+def conditions(kind: str, batch: int = 3) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Labels, or captions of different lengths and which of their rows hold a token."""
+    if kind != "t2i":
+        return torch.arange(batch) % 10, None
+    captions = torch.randn(batch, 12, 24, generator=torch.Generator().manual_seed(batch))
+    return captions, torch.arange(12) >= 12 - torch.arange(2, 2 + batch)[:, None]
+
+
+def stop(error, at, i, out):
+    if i == at:
+        raise error
+
+
+def sampled(runner, kind, sampling, batch=3, seed=5, first=0, codes=36, **more):
+    cond, valid = conditions(kind, batch)
+    return decode_codes(runner, cond, codes, sampling, seed, torch.arange(first, first + batch), valid, **more)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_gives_the_codes_of_the_plain_loop(way, kind, name):
+    expected = sampled(EagerRunner(model_of(kind)), kind, SETTINGS[name])
+    runner = way(model_of(kind))
+    for window in (1, 5) if way is Traced else (1, 2, 7, 100):
+        found = sampled(runner, kind, SETTINGS[name], window=window)
+        assert torch.equal(found, expected), f"looking at {window} codes together"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("way", WAYS)
+def test_nothing_is_left_of_earlier_calls(way, kind):
+    """Other batches, lengths, seeds, filters and captions, larger and smaller, before and after a capture."""
+    runner, plain = way(model_of(kind)), EagerRunner(model_of(kind))
+    for batch, codes, window, name in [(3, 36, 1, "guided"), (2, 20, 1, "plain"), (3, 36, 1, "scheduled"),
+                                       (5, 36, 4, "guided"), (1, 9, 1, "greedy"), (3, 36, 1, "guided")]:  # fmt: skip
+        given = dict(batch=batch, codes=codes, seed=batch, first=100 * codes)
+        found = sampled(runner, kind, SETTINGS[name], window=window, **given)
+        assert torch.equal(found, sampled(plain, kind, SETTINGS[name], **given)), (batch, codes, name)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_runner_is_usable_after_it_was_interrupted(way, error):
+    runner, expected = way(model_of()), sampled(EagerRunner(model_of()), "c2i", SETTINGS["guided"])
+
+    for at in (0, 11, 12, 30):  # the second branch of guidance ends after code 11
+        with pytest.raises(error):
+            sampled(runner, "c2i", SETTINGS["guided"], seed=9, on_code=partial(stop, error, at))
+        assert torch.equal(sampled(runner, "c2i", SETTINGS["guided"]), expected)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_another_runner_of_the_same_model_works_beside_it(way):
+    runner, expected = way(model_of()), sampled(EagerRunner(model_of()), "c2i", SETTINGS["guided"])
+    beside = runner.another()
+    assert type(beside) is way and beside.model is runner.model
+    seen = []
+
+    def draw_beside(i, out):
+        if i == 20:
+            seen.append(sampled(beside, "c2i", SETTINGS["guided"]))
+
+    assert torch.equal(sampled(runner, "c2i", SETTINGS["guided"], on_code=draw_beside), expected)
+    assert torch.equal(seen[0], expected)
+
+
+# ---- looking ahead
+
+
+@pytest.mark.parametrize("known", [0, 1, 20, 35])
+@pytest.mark.parametrize("kind", ["c2i", "t2i"])
+def test_a_completion_looks_ahead_too(kind, known):
+    runner = EagerRunner(model_of(kind))
+    expected = sampled(runner, kind, SETTINGS["guided"])
+    kept = expected[:, :known] if known else None
+    assert torch.equal(sampled(runner, kind, SETTINGS["guided"], window=6, known=kept), expected)
+
+
+def test_each_code_is_reported_once_when_it_is_right():
+    seen, expected = [], sampled(EagerRunner(model_of()), "c2i", SETTINGS["guided"])
+
+    def on_code(i, out):
+        seen.append(i)
+        assert torch.equal(out[:, : i + 1], expected[:, : i + 1])
+
+    sampled(EagerRunner(model_of()), "c2i", SETTINGS["guided"], window=8, on_code=on_code)
+    assert seen == list(range(36))
+
+
+def test_right_guesses_save_steps_and_the_slowest_picture_sets_the_pace():
+    class Counting(EagerRunner):
+        looks = 0
+
+        def look(self, codes):
+            self.looks += 1
+            return super().look(codes)
+
+    def steps(model, window, batch=1):
+        runner = Counting(model)
+        sampled(runner, "c2i", Sampling(), batch=batch, window=window)
+        return runner.looks
+
+    model = model_of()
+    assert steps(model, 1) == 35
+    together = steps(model, 8, batch=3)
+    alone = []
+    for picture in range(3):
+        runner = Counting(model)
+        sampled(runner, "c2i", Sampling(), batch=1, first=picture, window=8)
+        alone.append(runner.looks)
+    assert max(alone) <= together <= 35
+    torch.nn.init.zeros_(model.output.weight)  # codes are their noise alone, which is the first guess
+    assert steps(model, 8) == steps(model, 8, batch=3) == -(-35 // 8)
+
+
+# ---- captured
+
+
+def test_a_graph_is_captured_once_a_shape_and_few_are_kept(monkeypatch):
+    runner = Traced(model_of())
+    for _ in range(2):
+        for scale, seed in ((2.0, 1), (3.0, 2)):  # scales, seeds and pictures are no part of the shape
+            sampled(runner, "c2i", Sampling(cfg_scale=scale, top_k=9), seed=seed, first=seed)
+    assert runner.traces == len(runner.graphs) == 3  # buckets of 16 in 1 + 35 positions
+    sampled(runner, "c2i", Sampling(cfg_scale=2.0, top_k=8))
+    assert runner.traces == 6
+    monkeypatch.setattr(Traced, "GRAPHS", 4)
+    sampled(runner, "c2i", Sampling(cfg_scale=2.0, top_k=7))
+    assert len(runner.graphs) <= 4
+    cache = runner.place.cache
+    sampled(runner, "c2i", Sampling(cfg_scale=2.0), batch=2)
+    assert runner.place.cache is cache, "a smaller batch uses the memory that is there"
+
+
+def test_logits_can_be_had_from_a_captured_runner():
+    cond, codes = torch.arange(2), torch.zeros(2, dtype=torch.int64)
+    with torch.inference_mode():
+        runners = [way(model_of()) for way in (EagerRunner, Traced)]
+        found = [torch.stack([runner.start(cond, 8), runner.step(codes)]) for runner in runners]
+    torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=0)
+
+
+# ---- packed
+
+
+@packs
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_matrices_replace_the_plain_ones_and_are_saved_as_they_were(dtype):
+    model, plain = model_of("t2i", dtype), model_of("t2i", dtype)
+    PackedRunner(model)
+    blocks = [module for layer in model.layers for module in layer.modules()]
+    assert not any(isinstance(module, torch.nn.Linear) for module in (*blocks, model.output)), "one copy in memory"
+    assert len([module for module in model.modules() if isinstance(module, PackedLinear)]) == 2 * 5 + 1
+    assert {name: value.dtype for name, value in model.state_dict().items()} == dict.fromkeys(plain.state_dict(), dtype)
+    assert checksum(model.state_dict()) == checksum(plain.state_dict())
+    assert torch.equal(model.output.weight, plain.output.weight)
+    packed = model.layers[0]
+    PackedRunner(model)
+    assert model.layers[0] is packed and precision_of(model) == str(dtype).removeprefix("torch.")
+
+
+@packs
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_steps_in_bf16_are_the_plain_ones_up_to_rounding(kind):
+    cond, valid = conditions(kind)
+    codes = torch.randint(96, (3, 35), generator=torch.Generator().manual_seed(0))
+
+    def logits(runner):
+        with torch.inference_mode():
+            steps = [runner.start(cond, 36, valid), *(runner.step(codes[:, i]) for i in range(35))]
+        return torch.stack(steps)
+
+    exact = logits(EagerRunner(model_of(kind)))
+    plain, packed = (logits(way(model_of(kind, torch.bfloat16))) for way in (EagerRunner, Packed))
+    assert (packed - exact).norm() < 1.1 * (plain - exact).norm() + 1e-6
+    assert (plain - exact).norm() < 0.05 * exact.norm()
+
+
+@packs
+def test_matrices_of_eight_bits_are_near_and_no_picture_depends_on_its_batch():
+    model, exact = model_of(), model_of()
+    runner = make_runner("auto", model, int8=True)
+    assert isinstance(model.output, Int8Linear) and precision_of(model) == "float32, int8"
+    x = torch.randn(7, 64, generator=torch.Generator().manual_seed(0))
+    for name in ("wqkv", "wo"):
+        found, plain = (getattr(m.layers[0].attention, name) for m in (model, exact))
+        assert (found.weight - plain.weight).abs().max() <= plain.weight.abs().max() / 127
+        assert (found(x) - plain(x)).norm() < 0.02 * plain(x).norm()
+        assert torch.equal(found(x)[3:4], found(x[3:4]))
+        assert torch.equal(found(x * 0), x.new_zeros(7, len(plain.weight)))
+    saved = model.state_dict()
+    assert saved["output.weight"].dtype == torch.int8 and saved["output.scales"].shape == (96,)
+    together = sampled(runner, "c2i", SETTINGS["guided"])
+    for picture in range(3):
+        alone = decode_codes(runner, torch.tensor([picture]), 36, SETTINGS["guided"], 5, torch.tensor([picture]))
+        assert torch.equal(alone[0], together[picture])
+
+
+@packs
+def test_fused_products_are_the_separate_ones():
+    linear = torch.nn.Linear(24, 40, bias=False).requires_grad_(False)
+    x, other = torch.randn(5, 24), torch.randn(5, 40)
+    for kind, near in ((PackedLinear, 1e-5), (Int8Linear, 0.05)):
+        packed, plain = kind(linear), linear(x)
+        for found, expected in ((packed(x), plain), (packed.silu(x), torch.nn.functional.silu(plain)),
+                                (packed.times(x, other), plain * other),
+                                (packed.plus(x, other), plain + other)):  # fmt: skip
+            torch.testing.assert_close(found, expected, atol=near, rtol=0)
+
+
+def test_a_growing_cache_has_no_gaps_and_keeps_what_was_written():
+    args = ModelArgs(dim=16, n_layer=2, n_head=2, vocab_size=8, num_classes=2, block_size=64)
+    cache, written = GrowingCache(args, 4, 48, torch.float32), torch.randn(2, 4, 2, 48, 8)
+    for length in (16, 32, 48):
+        view = cache.view(length=length)
+        for layer in (0, 1):
+            for part in (view.keys[layer], view.values[layer]):
+                assert part.shape == (4, 2, length, 8) and part.is_contiguous()
+            view.keys[layer][:, :, length - 16 : length] = written[layer, :, :, length - 16 : length]
+            assert torch.equal(view.keys[layer], written[layer, :, :, :length])
+    rest = cache.view(batch=2).view(length=48)
+    for layer in (0, 1):
+        assert torch.equal(rest.keys[layer], written[layer, :2]) and rest.keys[layer].is_contiguous()
+    assert cache.view(length=20).keys[0].shape[2] == 20
+
+
+# ---- by name
+
+
+def test_runners_are_chosen_by_name():
+    assert type(make_runner("eager", model_of())) is EagerRunner
+    best = PackedRunner if can_pack(torch.device("cpu"), torch.float32) else EagerRunner
+    assert type(make_runner("auto", model_of())) is best
+    assert type(make_runner("auto", model_of().half())) is EagerRunner
+    for wrong, message in [
+        (dict(name="fast"), "--runner fast: choose auto or one of eager, compiled, captured, packed"),
+        (dict(name="captured"), "--runner captured: is for NVIDIA GPUs"),
+        (dict(name="eager", int8=True), "--int8: .*--runner eager has not"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            make_runner(model=model_of(), **wrong)
+    with pytest.raises(ValueError, match="--runner packed: is for CPUs .* float16"):
+        make_runner("packed", model_of().half())
+
+
+def test_packing_in_eight_bits_after_packing_is_refused():
+    model = model_of()
+    pack(model)
+    with pytest.raises(ValueError, match="--int8"):
+        make_runner("packed", model, int8=True)
