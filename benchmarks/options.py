@@ -9,22 +9,38 @@ from engine.options import at_least
 
 @dataclass
 class SamplingBenchmark:
-    output: str = "benchmarks/results/sampling_cpu.md"
-    """Where the table is written."""
-    gpt_model: str = "GPT-B"
-    """The size, with random weights."""
-    image_size: int = 256
-    """Side of the pictures in pixels; VQ-16 makes a code of 16 x 16 of them."""
-    pictures: int = 8
-    """Pictures sampled at once; guidance doubles the rows."""
+    output: str | Auto = "auto"
+    """Where the table is written; auto: benchmarks/results/sampling_DEVICE.md."""
+    gpt_model: tuple[str, ...] | Auto = "auto"
+    """The sizes, with random weights; auto: GPT-B on a CPU, the published B, L, XL, XXL and 3B on a GPU."""
+    image_size: int | Auto = "auto"
+    """Side of the pictures in pixels; VQ-16 makes a code of 16 x 16 of them. auto: 256 on a CPU, 384 on a GPU."""
+    pictures: tuple[int, ...] | Auto = "auto"
+    """Pictures sampled at once; guidance doubles the rows. auto: 1, 8 and 64 on a CPU, 1, 8 and 256 on a GPU."""
     cfg_scale: float = 4.0
     """Guidance scale."""
     top_k: int = 2000
     """Draw from the so many most likely codes."""
     precision: str = "auto"
-    """bf16, fp16 or none (float32) for the GPT; auto: bf16 where the processor computes in it."""
-    repeats: int = 3
+    """bf16, fp16 or none (float32) for the GPT; auto: bf16 where the device computes in it."""
+    held_out: str | None = None
+    """Pictures that the pair that ships was not trained on, a folder a class (CIFAR-10's test/), for its loss in fewer
+    bits."""
+    classifier: str | None = None
+    """A classifier of the same classes (evaluations/classifier.py) that reads its samples in fewer bits."""
+    only: tuple[str, ...] = ()
+    """Contenders to measure, by their names in the table; default: all."""
+    repeats: int = 2
     """Rounds; in each every contender runs once, in a process of its own. The best time counts."""
+    device: str = "auto"
+    """cuda or cpu; auto takes the first that is there."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "image_size", "repeats")
+        if self.pictures != "auto" and (not self.pictures or min(self.pictures) < 1):
+            raise ValueError("--pictures: give numbers of at least 1")
+        if self.cfg_scale <= 1:
+            raise ValueError(f"--cfg-scale {self.cfg_scale}: the benchmark is of guided sampling; give more than 1")
 
 
 @dataclass

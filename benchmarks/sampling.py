@@ -1,6 +1,7 @@
-"""Sampling of codes, and the tokenizer: ours beside transformers' generate and beside what the machine allows.
+"""Sampling of codes, and the tokenizer: ours beside transformers' generate and beside what the machine allows; what
+looking ahead saves, and what fewer bits cost, on the pair that ships.
 
-    python3 benchmarks/sampling.py
+    python3 benchmarks/sampling.py --held-out CIFAR10/test --classifier results_cifar10/classifier-b.safetensors
 """
 
 import sys
@@ -13,7 +14,7 @@ from engine.config import run
 
 
 def main(options: SamplingBenchmark) -> None:
-    from benchmarks.sampling_contenders import compare
+    from benchmarks.sampling_table import compare
 
     compare(options)
 

@@ -3,11 +3,14 @@
 Axes: B batch, H query heads, G key/value heads, T queries, S keys, K head width.
 """
 
+from itertools import repeat
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 FEW = 16  # queries up to which plain products are faster than the fused kernel where nothing is learnt
+WIDE = 2**22  # numbers of a cache that are converted at once; the next ones then take the same memory, not new
 SHORT = 256  # queries up to which, on a CPU, plain products train faster than the fused kernel
 
 
@@ -31,6 +34,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
 
 def attend_few(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Few queries a head, in float32: the fused kernel takes 2 to 4 times as long for one in bf16."""
+    at_once = max(1, WIDE // k[0].numel())
+    if len(k) > at_once and k.dtype != torch.float32:
+        masks = repeat(mask) if mask is None or len(mask) == 1 else mask.split(at_once)
+        parts = zip(q.split(at_once), k.split(at_once), v.split(at_once), masks)
+        return torch.cat([attend_few(*part) for part in parts])
     groups = q.float().reshape(q.shape[0], k.shape[1], -1, q.shape[-1])  # [B, G, H/G * T, K]
     scores = ((groups * q.shape[-1] ** -0.5) @ k.float().mT).view(*q.shape[:3], -1)  # [B, H, T, S]
     if mask is not None and mask.dtype == torch.bool:
