@@ -69,9 +69,10 @@ class MachineOptions(PrecisionOptions):
     """How a step is run: packed (CPUs: matrices laid out once for the processor's kernels), captured (NVIDIA GPUs: one
     CUDA graph a step), compiled or eager; auto: the first of them that works here, but for compiled."""
     compile: bool = False
-    """On a GPU, torch.compile what is captured."""
+    """On a GPU, torch.compile what is captured; elsewhere it changes nothing."""
     int8: bool = False
-    """On a CPU, the GPT's matrices in eight bits: half the memory of bf16, a little faster, and other pictures."""
+    """On a CPU, the GPT's matrices in eight bits: half of bf16's size once they are loaded, faster for some 8 pictures
+    at once and more, and slightly other pictures."""
     look_ahead: int = 1
     """Codes that are looked at together: all but the first are guesses, and what contradicts them is drawn again, so
     that the pictures stay the same. 8 to 16 save half of the steps and more; on a CPU they pay for one or two pictures

@@ -11,12 +11,13 @@ from benchmarks.options import SamplingBenchmark
 WINDOWS = (1, 4, 8, 16)
 AT_ONCE = (1, 8)
 DRAWS = 8  # batches, of which the mean counts
+EXACT = "float32, eager"
 BITS = {  # --precision, --runner, --int8
-    "float32, eager": ("none", "eager", False),
-    "bf16, eager": ("bf16", "eager", False),
-    "bf16, packed": ("bf16", "packed", False),
-    "int8 of bf16": ("bf16", "packed", True),
-}
+    "cpu": {EXACT: ("none", "eager", False), "bf16, eager": ("bf16", "eager", False),
+            "bf16, packed": ("bf16", "packed", False), "int8 of bf16": ("bf16", "packed", True)},
+    "cuda": {EXACT: ("none", "eager", False), "bf16, eager": ("bf16", "eager", False),
+             "bf16, captured": ("bf16", "captured", False)},
+}  # fmt: skip
 SAMPLES = 1000  # pictures whose codes are compared, and that the classifier reads
 HELD_OUT = 2000  # held-out pictures, about
 BATCH = 250
@@ -65,7 +66,7 @@ def fewer_bits(options: SamplingBenchmark, name: str) -> dict[str, float]:
     and with the same noise, the loss on held-out pictures, and the share of samples that are read as their class."""
     import torch
 
-    pipeline, exact = pipeline_of(options, *BITS[name]), pipeline_of(options, *BITS["float32, eager"])
+    pipeline, exact = (pipeline_of(options, *BITS[options.device][each]) for each in (name, EXACT))
     sampling, labels = sampling_of(options), torch.arange(SAMPLES, device=pipeline.device) % 10
     batches = list(zip(labels.split(BATCH), torch.arange(SAMPLES).split(BATCH)))
     own, wanted = (torch.cat([each.codes(part, sampling, pictures=numbers) for part, numbers in batches])
@@ -139,7 +140,7 @@ def read_right(options: SamplingBenchmark, pipeline, codes, labels) -> float:
     from dataset.images import ArraySource, Images
     from evaluations.score_task import count_right, load_classifier
 
-    model, meta = load_classifier(options.classifier)
+    model, meta = load_classifier(options.classifier, pipeline.device)
     pictures = pipeline.to_pictures(codes, size=model.config.image_size, batch=BATCH)
     source = ArraySource(pictures, labels.cpu().numpy(), meta["class_names"])
     right, all_of_them = count_right(model, Images(source, model.config.image_size, "none"), "samples", BATCH, 0).sum(0)

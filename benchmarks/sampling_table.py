@@ -51,7 +51,7 @@ def contenders_of(options: SamplingBenchmark) -> dict[str, tuple]:
     found["commands"] = (commands, options)
     found |= {f"looking at {window} codes, {named(pictures)}": (looking_ahead, options, pictures, window)
               for pictures in AT_ONCE for window in WINDOWS}  # fmt: skip
-    found |= {f"in {bits}": (fewer_bits, options, bits) for bits in BITS if options.device == "cpu"}
+    found |= {f"in {bits}": (fewer_bits, options, bits) for bits in BITS[options.device]}
     found["decoded in bf16"] = (decoded_in_bf16, options)
     return {name: work for name, work in found.items() if not options.only or name in options.only}
 
@@ -73,6 +73,9 @@ def speed(options: SamplingBenchmark, figures: dict[str, dict[str, float]]) -> l
             group = {key: figure for key, figure in figures.items() if key.startswith(what)}
             for key, figure in group.items():
                 total, peak = figure["seconds"], figure.get("device peak", figure["peak"])
+                if total == float("inf"):
+                    rows.append([key, "does not fit", "", "", "", ""])
+                    continue
                 rows.append([key, f"{pictures * steps / total:.0f}", f"{total:.2f}", f"{1000 * total / steps:.1f}",
                              f"{100 * steps * max(floors.values()) / total:.0f} %", f"{peak:.0f}"])  # fmt: skip
             for floor, each in floors.items() if group else ():
@@ -102,9 +105,9 @@ def ahead(figures: dict[str, dict[str, float]]) -> list[list[str]]:
     return rows
 
 
-def bits(figures: dict[str, dict[str, float]]) -> list[list[str]]:
+def bits(options: SamplingBenchmark, figures: dict[str, dict[str, float]]) -> list[list[str]]:
     rows = [["The pair that ships", "logits' distance", "same codes", "same pictures", "held-out loss", "read right"]]
-    for name in BITS:
+    for name in BITS[options.device]:
         figure = figures.get(f"in {name}")
         if figure:
             rows.append([name, f"{100 * figure['distance']:.2f} %", f"{100 * (1 - figure['different']):.2f} %",
@@ -160,7 +163,7 @@ def compare(options: SamplingBenchmark) -> None:
         f"{1e-9 / limits['bfloat16 operation']:.0f} GFLOP/s in bf16 and "
         f"{1e-9 / limits['float32 operation']:.0f} in float32.",
         *markdown(ahead(figures)),
-        *markdown(bits(figures)),
+        *markdown(bits(options, figures)),
     ]
     if len(ahead(figures)) > 1:
         notes += ["", f"Means of {DRAWS} batches; the pictures are the same. Logits and codes are compared with "

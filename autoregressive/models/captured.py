@@ -9,6 +9,8 @@ Axes: B pictures, R rows (guided: 2B), T cached positions, W codes that are look
 
 from collections.abc import Callable
 from copy import copy
+from functools import partial
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -17,27 +19,31 @@ from .draw import Draw
 from .gpt import KVCache, Transformer
 from .runners import BucketRunner, CompiledRunner, Drawn, as_they_are, seen
 
+CAPTURING = Lock()  # CUDA captures for one thread of a process at a time
+
 
 class Place:
-    """The memory that graphs read and write, for `rows` rows and all positions."""
+    """The memory that graphs read and write, for `rows` rows and all positions of pictures of `codes` codes."""
 
-    def __init__(self, cache: KVCache, rows: int, length: int, codes: int):
+    def __init__(self, cache: KVCache, rows: int, length: int, codes: int, vocab_size: int):
         device = cache.keys.device
-        numbers = torch.zeros(rows, max(codes, 2), dtype=torch.int64, device=device)
+        numbers = torch.zeros(rows, codes, dtype=torch.int64, device=device)
         self.cache, self.rows = cache, rows
         self.keys = torch.zeros(rows, 1, 1, length, dtype=torch.bool, device=device)
         self.codes, self.drawn = numbers.clone(), numbers.clone()
         self.positions, self.slots, self.numbers = (numbers[0].clone() for _ in range(3))
         self.seed, self.pictures = torch.zeros((), dtype=torch.int64, device=device), numbers[:, 0].clone()
         self.scales = torch.zeros(codes, device=device, dtype=torch.float32)
+        self.vocabulary = torch.arange(vocab_size, dtype=torch.int32, device=device)
 
     def fixed(self, draw: Draw) -> Draw:
         """The draw, with what changes from call to call copied here."""
-        draw = copy(draw)
-        for name in ("seed", "pictures", "scales"):
-            value = getattr(draw, name)
-            here = getattr(self, name)[: len(value)] if value.ndim else getattr(self, name)
-            setattr(draw, name, here.copy_(value))
+        draw, pictures, codes = copy(draw), len(draw.pictures), len(draw.scales)
+        self.seed.copy_(draw.seed)
+        self.pictures[:pictures] = draw.pictures
+        self.scales[:codes] = draw.scales
+        draw.seed, draw.pictures = self.seed, self.pictures[:pictures]
+        draw.scales, draw.vocabulary = self.scales, self.vocabulary
         return draw
 
 
@@ -50,6 +56,11 @@ class CapturedRunner(BucketRunner):
     def __init__(self, model: Transformer):
         super().__init__(model)
         self.place: Place | None = None
+        self.stream = None  # that graphs are captured on, and warmed up: libraries keep memory for each one
+        self.forget()
+
+    def forget(self) -> None:
+        """All graphs, and the memory that they share."""
         self.graphs: dict[tuple, Callable[[], object]] = {}
         self.pool = None
 
@@ -64,11 +75,15 @@ class CapturedRunner(BucketRunner):
 
     def allocate(self, rows: int, length: int, device: torch.device, dtype: torch.dtype) -> KVCache:
         if self.place is None or rows > self.place.rows:
-            self.graphs, self.place, args = {}, None, self.model.config
+            self.forget()
+            self.place, args = None, self.model.config
             length = self.rounded(args.cls_token_num + args.block_size)
             cache = super().allocate(rows, length, device, dtype)
-            self.place = Place(cache, rows, length, args.block_size)
-        return self.place.cache.view(batch=rows)
+            self.place = Place(cache, rows, length, args.block_size, args.vocab_size)
+        cache = self.place.cache.view(batch=rows)
+        for part in cache:
+            part.zero_()  # what is masked must still be a number
+        return cache
 
     def look(self, codes: Tensor) -> Tensor:
         """Its result stands where the next one's will."""
@@ -83,7 +98,7 @@ class CapturedRunner(BucketRunner):
         key = (pictures, self.rows, count, length, self.keys is not None, filters)
         if key not in self.graphs:
             if len(self.graphs) >= self.GRAPHS:
-                self.graphs = {}
+                self.forget()
             self.graphs[key] = self.capture(self.whole_step(*key[:4]))
         self.graphs[key]()
         return place.drawn[:pictures, :count]
@@ -102,22 +117,28 @@ class CapturedRunner(BucketRunner):
         return work
 
     def capture(self, work: Callable[[], None]) -> Callable[[], object]:
-        """A call that does the same again."""
-        device = self.place.keys.device
-        with torch.cuda.device(device):
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
+        """A call that does the same again. It holds `work`, and so all that the graph reads."""
+        with CAPTURING, torch.cuda.device(self.place.keys.device):
+            self.stream = self.stream or torch.cuda.Stream()
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
                 work()  # libraries set themselves up, kernels are compiled
-            torch.cuda.current_stream().wait_stream(side)
+            torch.cuda.current_stream().wait_stream(self.stream)
             graph = torch.cuda.CUDAGraph()
-            try:  # other threads may take memory meanwhile
-                with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+            try:  # the thread that decodes may go on meanwhile
+                with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
                     work()
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError as error:
-                raise RuntimeError("--runner captured: steps cannot be captured here; take --runner eager") from error
+                raise RuntimeError(f"--runner captured: a step cannot be captured here ({error}); take --runner eager"
+                                   ) from error  # fmt: skip
         self.pool = self.pool or graph.pool()
-        return graph.replay
+        return partial(replay, graph, work)
+
+
+def replay(graph: "torch.cuda.CUDAGraph", work: Callable[[], None]) -> None:
+    graph.replay()
 
 
 class CapturedCompiledRunner(CapturedRunner, CompiledRunner):

@@ -20,7 +20,9 @@ from .runners import BucketRunner
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether this processor has kernels for packed matrices."""
-    return device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and torch.backends.mkldnn.is_available()
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class PackedLinear(nn.Module):
@@ -109,6 +111,9 @@ class PackedBlock(nn.Module):
                 if isinstance(child, nn.Linear):
                     setattr(owner, name, kind(child))
 
+    def forward(self, *given) -> Tensor:
+        raise RuntimeError("packed blocks only sample, step by step; load the GPT with --runner eager to do more")
+
     def cached(self, x: Tensor, rotary: Tensor, keys: Tensor, values: Tensor, slots: Tensor, mask: Tensor | None,
                causal: bool) -> Tensor:  # fmt: skip
         """As TransformerBlock.cached, on x [B, T, D] and keys and values [B, G, S, K]; slots follow one another."""
@@ -158,8 +163,11 @@ class GrowingCache:
 
     def layers(self) -> list[Tensor]:
         """Keys of the first layer, values of the first layer, keys of the second, ..."""
+        return [self.laid_out(memory) for memory in self.memory]
+
+    def laid_out(self, memory: Tensor) -> Tensor:
         shape = (self.batch, self.heads, self.length, self.width)
-        return [flat[: prod(shape)].view(shape) for flat in self.memory]
+        return memory[: prod(shape)].view(shape)
 
     def view(self, batch: int | None = None, length: int | None = None) -> "GrowingCache | KVCache":
         """It goes on with the first `batch` rows; or the first `length` positions, which it grows to."""
@@ -167,9 +175,9 @@ class GrowingCache:
             self.batch = batch
             return self
         if length > self.length:
-            filled, self.length = [layer.clone() for layer in self.layers()], length
-            for layer, old in zip(self.layers(), filled):
-                layer[:, :, : old.shape[2]] = old
+            before, self.length = self.layers(), length
+            for old, memory in zip(before, self.memory):
+                self.laid_out(memory)[:, :, : old.shape[2]] = old.clone()
         layers = [layer[:, :, :length] for layer in self.layers()]
         return KVCache(layers[::2], layers[1::2])
 

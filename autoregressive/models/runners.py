@@ -131,7 +131,7 @@ def seen(slots: Tensor, length: int, keys: Tensor | None) -> Tensor:
 class CompiledRunner(BucketRunner):
     """torch.compile of the step, once per bucket."""
 
-    SHAPES = 64  # of buckets and batches; beyond torch's default of 8 steps would run plainly, without a word
+    SHAPES = 256  # of buckets and batches; beyond torch's default of 8 steps would run plainly, without a word
 
     def __init__(self, model: Transformer):
         super().__init__(model)

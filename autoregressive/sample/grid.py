@@ -147,9 +147,9 @@ def prompts_of(grid: PromptListOptions) -> list[str]:
 
 
 def now(device: torch.device) -> float:
-    """The time in seconds when the device has done all it was told to."""
+    """The time in seconds when the device has done all that this thread told it to."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        torch.cuda.current_stream(device).synchronize()  # alone: another thread may be capturing a graph
     elif device.type == "mps":
         torch.mps.synchronize()
     return time.perf_counter()

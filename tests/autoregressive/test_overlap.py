@@ -1,7 +1,6 @@
 """Decoding and writing beside the sampling: the same pictures, bounded memory, errors, Ctrl-C; how busy a GPU was."""
 
 import ctypes
-import signal
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -177,7 +176,7 @@ def test_an_interrupted_run_leaves_whole_pictures_and_the_same_command_goes_on(g
 
         def interrupted(*given, **more):
             if len(gpu.sampled) == 3:
-                signal.raise_signal(signal.SIGINT)
+                raise KeyboardInterrupt
             return codes(*given, **more)
 
         patch.setattr(gpu, "codes", interrupted)

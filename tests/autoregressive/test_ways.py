@@ -4,7 +4,9 @@ A CUDA graph is played by a trace of the step on the CPU: numbers of Python are 
 reads and writes the same memory each time.
 """
 
+from contextlib import nullcontext
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -44,7 +46,8 @@ class Traced(CapturedRunner):
 
     def capture(self, work):
         self.traces += 1
-        return make_fx(work)()
+        self.last = make_fx(work)()
+        return self.last
 
 
 class Packed(PackedRunner):
@@ -94,7 +97,8 @@ def test_nothing_is_left_of_earlier_calls(way, kind):
     """Other batches, lengths, seeds, filters and captions, larger and smaller, before and after a capture."""
     runner, plain = way(model_of(kind)), EagerRunner(model_of(kind))
     for batch, codes, window, name in [(3, 36, 1, "guided"), (2, 20, 1, "plain"), (3, 36, 1, "scheduled"),
-                                       (5, 36, 4, "guided"), (1, 9, 1, "greedy"), (3, 36, 1, "guided")]:  # fmt: skip
+                                       (1, 9, 1, "guided"), (1, 14, 1, "guided"), (5, 36, 4, "guided"),
+                                       (1, 9, 1, "greedy"), (3, 36, 1, "guided")]:  # fmt: skip
         given = dict(batch=batch, codes=codes, seed=batch, first=100 * codes)
         found = sampled(runner, kind, SETTINGS[name], window=window, **given)
         assert torch.equal(found, sampled(plain, kind, SETTINGS[name], **given)), (batch, codes, name)
@@ -194,6 +198,55 @@ def test_a_graph_is_captured_once_a_shape_and_few_are_kept(monkeypatch):
     assert runner.place.cache is cache, "a smaller batch uses the memory that is there"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_graph_reads_nothing_that_the_next_call_has_not(kind):
+    """A replay finds tensors by their place in memory: those that a call makes for itself are gone by then."""
+    runner = Traced(model_of(kind))
+    sampled(runner, kind, SETTINGS["guided"])
+    model = runner.model
+    kept = [*model.state_dict().values(), model.rotary(torch.device("cpu")), *vars(runner.place).values()]
+    kept = [tensor for part in kept for tensor in (part if isinstance(part, tuple) else [part])]
+    lasting = {tensor.untyped_storage().data_ptr() for tensor in kept if isinstance(tensor, torch.Tensor)}
+    reads = [getattr(runner.last, node.target) for node in runner.last.graph.nodes if node.op == "get_attr"]
+    assert len(reads) > 20
+    assert all(tensor.untyped_storage().data_ptr() in lasting for tensor in reads if tensor.numel() > 1)
+
+
+def test_memory_that_runs_out_during_a_capture_is_told_from_a_step_that_cannot_be_captured(monkeypatch):
+    class Fails:
+        def __init__(self, *_, **__):
+            pass
+
+        def __enter__(self):
+            raise error
+
+        __exit__ = pool = None
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    for name, fake in {"device": lambda _: nullcontext(), "Stream": lambda: stream, "current_stream": lambda: stream,
+                       "stream": lambda _: nullcontext(), "CUDAGraph": Fails, "graph": Fails}.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, fake)
+    runner, expected = CapturedRunner(model_of()), sampled(EagerRunner(model_of()), "c2i", SETTINGS["plain"])
+    error = torch.OutOfMemoryError("out of memory")
+    with pytest.raises(torch.OutOfMemoryError):
+        sampled(runner, "c2i", SETTINGS["plain"])
+    error = RuntimeError("operation not permitted")
+    with pytest.raises(RuntimeError, match="--runner captured: .*operation not permitted.*--runner eager"):
+        sampled(runner, "c2i", SETTINGS["plain"])
+    monkeypatch.setattr(runner, "capture", lambda work: make_fx(work)())
+    assert torch.equal(sampled(runner, "c2i", SETTINGS["plain"]), expected)
+
+
+def test_what_is_masked_is_forgotten():
+    """A picture that overflowed spoils no later one: what is masked is multiplied by 0, but 0 times NaN is NaN."""
+    runner, expected = Traced(model_of()), sampled(EagerRunner(model_of()), "c2i", SETTINGS["guided"])
+    sampled(runner, "c2i", SETTINGS["guided"])
+    with torch.inference_mode():
+        for part in runner.place.cache:
+            part.fill_(float("nan"))
+    assert torch.equal(sampled(runner, "c2i", SETTINGS["guided"]), expected)
+
+
 def test_logits_can_be_had_from_a_captured_runner():
     cond, codes = torch.arange(2), torch.zeros(2, dtype=torch.int64)
     with torch.inference_mode():
@@ -256,6 +309,21 @@ def test_matrices_of_eight_bits_are_near_and_no_picture_depends_on_its_batch():
     for picture in range(3):
         alone = decode_codes(runner, torch.tensor([picture]), 36, SETTINGS["guided"], 5, torch.tensor([picture]))
         assert torch.equal(alone[0], together[picture])
+
+
+@packs
+def test_a_packed_model_says_that_it_only_samples():
+    model = model_of()
+    pack(model)
+    with pytest.raises(RuntimeError, match="--runner eager"):
+        model(torch.zeros(1, 3, dtype=torch.int64), torch.tensor([0]))
+
+
+@packs
+def test_bf16_is_not_packed_where_the_processor_has_no_kernels_for_it(monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert type(make_runner("auto", model_of().bfloat16())) is EagerRunner
+    assert type(make_runner("auto", model_of())) is PackedRunner
 
 
 @packs

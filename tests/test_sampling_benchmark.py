@@ -1,0 +1,106 @@
+"""The benchmark of sampling counts what it says: whole batches, the work of a step, steps that are saved."""
+
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from support import ROOT
+
+from benchmarks import sampling_contenders as contenders
+from benchmarks import sampling_quality as quality
+from benchmarks import sampling_table as table
+from benchmarks.options import SamplingBenchmark
+
+LIMITS = {"byte": 1e-9, "operation": 1e-10, "float32 operation": 1e-10, "bfloat16 operation": 1e-10, "width": 4}
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch) -> SamplingBenchmark:
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "benchmarks/sampling.py")])
+    monkeypatch.setattr(table, "rounds", in_turn)
+    monkeypatch.setattr(table, "machine", lambda options: LIMITS)
+    return SamplingBenchmark(str(tmp_path / "table.md"), ("GPT-1M",), 32, (1, 2), precision="none", device="cpu",
+                             top_k=0, repeats=1)  # fmt: skip
+
+
+def in_turn(work: dict[str, tuple], repeats: int) -> dict[str, dict[str, float]]:
+    """measure.rounds in this process."""
+    before, found = torch.get_default_dtype(), {}
+    for name, (contender, *given) in work.items():
+        try:
+            found[name] = {**contender(*given), "peak": 1.0}
+        finally:
+            torch.set_default_dtype(before)
+    return found
+
+
+def lines(options: SamplingBenchmark) -> dict[str, list[str]]:
+    with open(options.output) as file:
+        cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in file if line.startswith("| ")]
+    return {name: row for name, *row in cells if name not in ("", "---")}
+
+
+def test_all_draw_the_same_number_of_codes_and_stand_beside_the_floor(tiny):
+    whole = table.contenders_of(table.completed(tiny))
+    names = tuple(name for name in whole if name.startswith("GPT-1M"))
+    assert len(names) == 2 * (len(contenders.WAYS["cpu"]) + len(contenders.CACHES))
+    table.compare(replace(tiny, only=names))
+    rows = lines(tiny)
+    for name in names:
+        codes, seconds, step, share, _ = rows[name]
+        pictures = int(name.split(", ")[1].split()[0])
+        assert float(step) == pytest.approx(250 * float(seconds), abs=2.6)  # of 4 codes; seconds have two decimals
+        assert float(codes) == pytest.approx(1000 * pictures / float(step), rel=0.5) and share.endswith(" %")
+    assert rows["GPT-1M, 2 pictures: floor, matrix products"][0]
+
+
+def test_the_floors_count_each_weight_once_a_step_and_each_row_s_products(tiny):
+    options = table.completed(tiny)
+    model = torch.nn.ModuleList([contenders.llama(contenders.configuration(options, "GPT-1M"), "sdpa")])
+    matrices = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and "embed_tokens" not in name)
+    for pictures in (1, 3):
+        numbers, operations = table.work_of_a_step(options, "GPT-1M", pictures)
+        cache = 2 * pictures * 2 * 4 * 2.5 * 128  # rows, keys and values, layers, positions half way, width
+        assert numbers == matrices + cache
+        assert operations == 2 * 2 * pictures * matrices + 2 * cache
+
+
+def test_the_pair_that_ships_is_looked_at_in_fewer_steps(tiny, monkeypatch):
+    monkeypatch.setattr(quality, "DRAWS", 1)
+    options = replace(table.completed(tiny), top_k=2000)
+    plain, ahead = (quality.looking_ahead(options, 1, window) for window in (1, 8))
+    assert plain["steps"] == plain["codes"] == 64 and 8 <= ahead["steps"] < 45
+
+
+def test_fewer_bits_are_compared_with_float32_after_the_same_codes(tiny, monkeypatch):
+    monkeypatch.setattr(quality, "SAMPLES", 4)
+    monkeypatch.setattr(quality, "BATCH", 2)
+    options = replace(table.completed(tiny), top_k=2000)
+    same, less = (quality.fewer_bits(options, name) for name in ("float32, eager", "int8 of bf16"))
+    assert same == {"distance": 0.0, "different": 0.0, "whole different": 0.0}
+    assert 0.002 < less["distance"] < 0.1 and 0 < less["different"] < 0.3
+    assert quality.decoded_in_bf16(options)["psnr"] > 40
+
+
+def test_one_that_runs_out_of_memory_takes_forever():
+    def starved():
+        raise torch.OutOfMemoryError
+
+    assert contenders.unless_memory_runs_out(starved) == {"seconds": float("inf")}
+
+
+@pytest.mark.parametrize("wrong, message", [
+    ({"gpt_model": ("GPT-9B",)}, "--gpt-model GPT-9B: choose one of"),
+    ({"only": ("mine",)}, "--only mine: there are no such contenders"),
+    ({"image_size": 40}, "--image-size 40: must be a multiple of 16"),
+])  # fmt: skip
+def test_what_cannot_be_measured_is_said_first(tiny, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        table.compare(replace(tiny, **wrong))
+
+
+@pytest.mark.parametrize("wrong", [{"pictures": ()}, {"pictures": (0,)}, {"cfg_scale": 1.0}, {"repeats": 0}])
+def test_options_that_measure_nothing_are_refused(tiny, wrong):
+    with pytest.raises(ValueError, match="--" + next(iter(wrong)).replace("_", "-")):
+        replace(tiny, **wrong)
