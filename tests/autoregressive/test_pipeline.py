@@ -2,7 +2,9 @@
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from PIL import Image
 from tiny_pipeline import MACHINE, options, write_files
 
 from autoregressive.models.generate import Sampling
+from autoregressive.models.ways import precision_of
 from autoregressive.options import GPTOptions, SamplingOptions
 from autoregressive.sample.grid import now, sample_grid
 from autoregressive.sample.options import GridOptions, SampleC2I
@@ -231,13 +234,33 @@ def test_counts_below_one_are_refused(flag, capsys):
     assert f"{flag} 0: must be at least 1" in capsys.readouterr().err
 
 
-def test_the_clock_waits_for_the_device(monkeypatch):
+def test_the_clock_waits_for_the_device_s_own_stream(monkeypatch):
+    """And for no other: a thread beside may be capturing a graph, which a wait for the whole device would spoil."""
     waited = []
-    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    monkeypatch.setattr(torch.cuda, "synchronize", None)
+    monkeypatch.setattr(torch.cuda, "current_stream",
+                        lambda device: SimpleNamespace(synchronize=lambda: waited.append(device)))  # fmt: skip
     monkeypatch.setattr(torch.mps, "synchronize", lambda: waited.append("mps"))
     for name in ("cpu", "cuda", "mps"):
         now(torch.device(name))
     assert waited == [torch.device("cuda"), "mps"]
+
+
+def test_the_machine_s_flags_reach_the_steps(files):
+    labels, sampling = torch.tensor([1, 2]), Sampling(cfg_scale=2.0)
+    plain = load_pipeline(*options(files), replace(MACHINE, runner="eager"))
+    expected, looks = plain.codes(labels, sampling), []
+    for flags in ({}, {"look_ahead": 5}):
+        pipeline = load_pipeline(*options(files), replace(MACHINE, **flags))
+        look = pipeline.runner.look
+        pipeline.runner.look = lambda codes, look=look: looks.append(codes.shape[1]) or look(codes)
+        assert torch.equal(pipeline.codes(labels, sampling), expected)
+        assert max(looks) == flags.get("look_ahead", 1)
+    assert pipeline.gpt.checksum() == plain.gpt.checksum(), "laid out otherwise, the weights are the same"
+    fewer = load_pipeline(*options(files), replace(MACHINE, int8=True))
+    assert precision_of(fewer.gpt.model) == "float32, int8" and fewer.gpt.checksum() != plain.gpt.checksum()
+    with pytest.raises(ValueError, match="--look-ahead 0: must be at least 1"):
+        replace(MACHINE, look_ahead=0)
 
 
 def test_pictures_are_decoded_so_many_at_a_time(files, monkeypatch):
