@@ -378,3 +378,11 @@ def test_packing_in_eight_bits_after_packing_is_refused():
     pack(model)
     with pytest.raises(ValueError, match="--int8"):
         make_runner("packed", model, int8=True)
+
+
+@packs
+def test_eight_bits_round_to_the_nearest_step():
+    linear, x = torch.nn.Linear(32, 32, bias=False).requires_grad_(False), torch.randn(9, 32)
+    torch.nn.init.eye_(linear.weight)
+    steps = x.abs().amax(-1, keepdim=True) / 127
+    assert ((Int8Linear(linear)(x) - x).abs() <= 0.501 * steps).all()
