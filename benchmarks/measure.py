@@ -77,18 +77,32 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
+def fitted(starved: dict[str, float], contender: Callable[..., dict[str, float]], *arguments) -> dict[str, float]:
+    """What the contender returns, or `starved` where its memory ran out."""
+    try:
+        return contender(*arguments)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in str(error):  # torch's
+            raise
+        return starved
+
+
+def markdown(columns: list[str], rows: list[list[str]]) -> list[str]:
+    """The lines of a table; the columns after the first are of numbers."""
+    return [f"| {' | '.join(row)} |" for row in (columns, ["---"] + ["---:"] * (len(columns) - 1), *rows)]
+
+
 def publish(output: str, title: str, columns: list[str], rows: list[list[str]], notes: list[str],
             card: str | None = None) -> None:  # fmt: skip
     """Print a markdown table, and write it with date, machine, versions and command; `card`: the GPU that worked."""
     machine = [*([card] if card else []), processor(), f"{cpu_count()} cores", f"torch {version('torch')}"]
     command = shlex.join(["python3", str(Path(sys.argv[0]).resolve().relative_to(ROOT)), *sys.argv[1:]])
-    table = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
     lines = [
         f"# {title}",
         "",
         f"{date.today()}, {', '.join(machine)}: `{command}`",
         "",
-        *(f"| {' | '.join(row)} |" for row in table),
+        *markdown(columns, rows),
         "",
         *notes,
     ]

@@ -86,16 +86,6 @@ def ours(options: SamplingBenchmark, name: str, pictures: int, way: str) -> dict
     return with_memory(options, timed(options, lambda: draw(model.config.block_size)))
 
 
-def unless_memory_runs_out(contender, *given) -> dict[str, float]:
-    """The figures of a contender, or that it takes forever."""
-    import torch
-
-    try:
-        return contender(*given)
-    except torch.OutOfMemoryError:
-        return {"seconds": float("inf")}
-
-
 def llama(args, attention: str):
     """transformers' model of the shape of our ModelArgs, its weights random."""
     try:

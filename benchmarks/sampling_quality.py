@@ -148,7 +148,8 @@ def read_right(options: SamplingBenchmark, pipeline, codes, labels) -> float:
 
 
 def decoded_in_bf16(options: SamplingBenchmark) -> dict[str, float]:
-    """PSNR in dB of the tokenizer that ships, its pictures decoded in bf16 against those in float32."""
+    """PSNR in dB of the tokenizer that ships, its pictures decoded in bf16 against those in float32, before either is
+    rounded to bytes, in which many are the same."""
     import torch
 
     pipeline = pipeline_of(options, "none")

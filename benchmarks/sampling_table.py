@@ -1,6 +1,6 @@
 """The tables of the benchmark of sampling: speed beside the floors, looking ahead, fewer bits."""
 
-from benchmarks.measure import publish, rounds
+from benchmarks.measure import fitted, markdown, publish, rounds
 from benchmarks.options import SamplingBenchmark
 from benchmarks.sampling_contenders import (
     CACHES,
@@ -12,11 +12,13 @@ from benchmarks.sampling_contenders import (
     ours,
     tokenizer,
     transformers_llama,
-    unless_memory_runs_out,
 )
 from benchmarks.sampling_quality import AT_ONCE, BITS, DRAWS, WINDOWS, decoded_in_bf16, fewer_bits, looking_ahead
 
+STARVED = {"seconds": float("inf")}
 COLUMNS = ["", "codes/s", "seconds", "ms a step", "of the floor", "peak MiB"]
+AHEAD = ["The pair that ships", "steps", "ms a batch", "codes/s"]
+FEWER = ["The pair that ships", "logits' distance", "same codes", "same pictures", "held-out loss", "read right"]
 GIVEN = {"cpu": (("GPT-B",), 256, (1, 8, 64)),
          "cuda": (("GPT-B", "GPT-L", "GPT-XL", "GPT-XXL", "GPT-3B"), 384, (1, 8, 256))}  # fmt: skip
 
@@ -43,9 +45,9 @@ def contenders_of(options: SamplingBenchmark) -> dict[str, tuple]:
     for name in options.gpt_model:
         for pictures in options.pictures:
             what = f"{name}, {named(pictures)}"
-            found |= {f"{what}: ours, {way}": (unless_memory_runs_out, ours, options, name, pictures, way)
+            found |= {f"{what}: ours, {way}": (fitted, STARVED, ours, options, name, pictures, way)
                       for way in WAYS[options.device]}  # fmt: skip
-            given = (unless_memory_runs_out, transformers_llama, options, name, pictures)
+            given = (fitted, STARVED, transformers_llama, options, name, pictures)
             found |= {f"{what}: transformers, {kind}": (*given, *setting) for kind, setting in CACHES.items()}
     found |= {f"VQ-16, {dtype}": (tokenizer, options, dtype) for dtype in ("float32", "bfloat16")}
     found["commands"] = (commands, options)
@@ -94,7 +96,7 @@ def speed(options: SamplingBenchmark, figures: dict[str, dict[str, float]]) -> l
 
 
 def ahead(figures: dict[str, dict[str, float]]) -> list[list[str]]:
-    rows = [["The pair that ships", "steps", "ms a batch", "codes/s"]]
+    rows = []
     for pictures in AT_ONCE:
         for window in WINDOWS:
             figure = figures.get(f"looking at {window} codes, {named(pictures)}")
@@ -106,7 +108,7 @@ def ahead(figures: dict[str, dict[str, float]]) -> list[list[str]]:
 
 
 def bits(options: SamplingBenchmark, figures: dict[str, dict[str, float]]) -> list[list[str]]:
-    rows = [["The pair that ships", "logits' distance", "same codes", "same pictures", "held-out loss", "read right"]]
+    rows = []
     for name in BITS[options.device]:
         figure = figures.get(f"in {name}")
         if figure:
@@ -115,14 +117,6 @@ def bits(options: SamplingBenchmark, figures: dict[str, dict[str, float]]) -> li
                          f"{figure['loss']:.4f}" if "loss" in figure else "",
                          f"{1 - figure['misread']:.3f}" if "misread" in figure else ""])  # fmt: skip
     return rows
-
-
-def markdown(rows: list[list[str]]) -> list[str]:
-    """Lines of a table; none where it has no rows."""
-    if len(rows) == 1:
-        return []
-    header = ["---"] + ["---:"] * (len(rows[0]) - 1)
-    return ["", *(f"| {' | '.join(row)} |" for row in (rows[0], header, *rows[1:]))]
 
 
 def completed(options: SamplingBenchmark) -> SamplingBenchmark:
@@ -162,12 +156,13 @@ def compare(options: SamplingBenchmark) -> None:
         f"Measured in the same run: {1e-9 / limits['byte']:.1f} GB/s read; operations at "
         f"{1e-9 / limits['bfloat16 operation']:.0f} GFLOP/s in bf16 and "
         f"{1e-9 / limits['float32 operation']:.0f} in float32.",
-        *markdown(ahead(figures)),
-        *markdown(bits(options, figures)),
     ]
-    if len(ahead(figures)) > 1:
-        notes += ["", f"Means of {DRAWS} batches; the pictures are the same. Logits and codes are compared with "
-                  "float32's, after the same codes and with the same noise; pictures as they are sampled."]  # fmt: skip
+    for columns, rows, note in (
+        (AHEAD, ahead(figures), f"Means of {DRAWS} batches; the pictures are the same but for rounding."),
+        (FEWER, bits(options, figures), "Logits and codes are compared with float32's, after the same codes and with "
+         "the same noise; pictures as they are sampled."),
+    ):  # fmt: skip
+        notes += ["", *markdown(columns, rows), "", note] if rows else []
     if "decoded in bf16" in figures:
         psnr = figures["decoded in bf16"]["psnr"]
         notes += ["", f"Its pictures decoded in bf16 have a PSNR of {psnr:.1f} dB against those in float32."]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from autoregressive.models.gpt import GPT_CONFIGS, Transformer, build_gpt
 from autoregressive.train.options import GPTTraining
 from autoregressive.train.task import ClassTask, build_model, optimizer_for, training_flops
-from benchmarks.measure import publish, rounds, shortest
+from benchmarks.measure import fitted, publish, rounds, shortest
 from benchmarks.options import TrainingBenchmark
 from benchmarks.sampling_contenders import llama
 from engine.distributed import Context, peak_flops, pick_precision, setup
@@ -119,16 +119,6 @@ def timed(step: Callable[[], object], options: TrainingBenchmark, context: Conte
     return {"seconds": seconds, "memory": torch.cuda.max_memory_allocated() / 2**20 if on_gpu else 0.0}
 
 
-def fitted(contender: Callable[..., dict[str, float]], *arguments) -> dict[str, float]:
-    """What the contender returns, or that its memory ran out."""
-    try:
-        return contender(*arguments)
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-            raise
-        return STARVED
-
-
 def machine(options: TrainingBenchmark) -> dict[str, float]:
     """Seconds an operation of a product of matrices takes, in the precision of the step."""
     device = setup(options.device).device
@@ -195,7 +185,7 @@ def compare(options: TrainingBenchmark) -> None:
     """Measure everything and publish the table."""
     options = settled(options)
     chosen = {name: CONTENDERS[name] for name in options.only or CONTENDERS}
-    contenders = {f"{model}, {name}": (fitted, function, options, model, *setting)
+    contenders = {f"{model}, {name}": (fitted, STARVED, function, options, model, *setting)
                   for model in options.gpt_model for name, (function, *setting) in chosen.items()}  # fmt: skip
     figures = rounds(contenders, options.repeats, killed=STARVED)
     device = torch.device(options.device)

@@ -83,11 +83,15 @@ def test_fewer_bits_are_compared_with_float32_after_the_same_codes(tiny, monkeyp
     assert quality.decoded_in_bf16(options)["psnr"] > 40
 
 
-def test_one_that_runs_out_of_memory_takes_forever():
-    def starved():
+def test_one_that_runs_out_of_memory_does_not_fit_and_the_others_go_on(tiny, monkeypatch):
+    def starved(options, name, pictures, way):
         raise torch.OutOfMemoryError
 
-    assert contenders.unless_memory_runs_out(starved) == {"seconds": float("inf")}
+    names = [f"GPT-1M, 1 picture: {who}" for who in ("ours, packed", "transformers, DynamicCache, sdpa")]
+    monkeypatch.setattr(table, "ours", starved)
+    table.compare(replace(tiny, only=tuple(names)))
+    rows = lines(tiny)
+    assert rows[names[0]][0] == "does not fit" and float(rows[names[1]][0]) > 0
 
 
 @pytest.mark.parametrize("wrong, message", [

@@ -53,6 +53,24 @@ def test_one_query_attends_as_many_do(groups):
     torch.testing.assert_close(attend.attention(q, k, v, mask, causal=False), expected, atol=2e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("masked", ["no", "all alike", "each row", "added"])
+@pytest.mark.parametrize("queries", [1, 5])
+def test_few_queries_attend_alike_however_many_rows_are_converted_at_once(queries, masked, monkeypatch):
+    q, k, v = (each.detach() for each in inputs(groups=2, queries=queries, dtype=torch.bfloat16))
+    seen = torch.arange(12) <= 12 - queries + torch.arange(queries)[:, None]  # [T, S]
+    if masked == "each row":
+        seen = seen & (torch.arange(12) >= torch.tensor([0, 3, 5])[:, None, None, None])
+    mask = {"no": None, "all alike": seen[None, None] if masked == "all alike" else None, "each row": seen}.get(masked)
+    if masked == "added":
+        mask = torch.zeros(1, 1, queries, 12).masked_fill(~seen, float("-inf"))
+    exact = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask, enable_gqa=True)
+    for rows in (1, 2, 3):
+        monkeypatch.setattr(attend, "WIDE", rows * k[0].numel())
+        found = attend.attention(q, k, v, mask, causal=False)
+        assert found.dtype == torch.bfloat16
+        torch.testing.assert_close(found.float(), exact, atol=0.01, rtol=0.01)
+
+
 def test_dropped_weights_are_scaled_up():
     q, k, v = inputs()
     torch.manual_seed(1)

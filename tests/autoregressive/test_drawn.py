@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_pipeline import MACHINE, options, write_files
+from tiny_pipeline import MACHINE, options
 
 from autoregressive.models.generate import Sampling
 from autoregressive.options import GPTOptions, SamplingOptions
@@ -18,11 +18,6 @@ from autoregressive.sample.options import GridOptions, SampleC2I
 from autoregressive.sample.pipeline import Pipeline, load_pipeline
 from dataset.images import read_rgb
 from evaluations.images import save_png
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory) -> Path:
-    return write_files(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="module")

@@ -4,14 +4,13 @@ import weakref
 from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from many_runs import Gpu, contents, many
 from support import ROOT, run_script
-from tiny_pipeline import MACHINE, options, write_files
+from tiny_pipeline import MACHINE, options
 
 import autoregressive.sample.batches as batches
 import autoregressive.sample.many as many_module
@@ -30,17 +29,6 @@ CPU = torch.device("cpu")
 ALONE = Context(0, 1, CPU)
 AUTO = BatchOptions(per_proc_batch_size="auto")
 GUIDED, PLAIN = Sampling(cfg_scale=1.5), Sampling()
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory) -> Path:
-    return write_files(tmp_path_factory.mktemp("weights"))
-
-
-@pytest.fixture(scope="module")
-def wanted(files, tmp_path_factory) -> dict[str, bytes]:
-    """The pictures, one after the other."""
-    return contents(sample_many(many(files, tmp_path_factory.mktemp("one"), per_proc_batch_size=1)).parent)
 
 
 @pytest.fixture(scope="module")

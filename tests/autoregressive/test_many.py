@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from support import ROOT, run_script
-from tiny_pipeline import MACHINE, options, write_files
+from tiny_pipeline import MACHINE, options
 
 from autoregressive.options import SamplingOptions
 from autoregressive.sample.many import labels_for, sample_many
@@ -19,11 +19,6 @@ from autoregressive.sample.options import ManyOptions, SampleC2IMany
 from autoregressive.sample.pipeline import Pipeline
 from engine.checkpoint import write_json
 from engine.distributed import Context
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory) -> Path:
-    return write_files(tmp_path_factory.mktemp("weights"))
 
 
 def many(files: Path, folder: Path, **changed) -> SampleC2IMany:

@@ -3,7 +3,6 @@
 import ctypes
 import time
 from contextlib import contextmanager
-from pathlib import Path
 from threading import Event, Thread, current_thread, main_thread
 from types import SimpleNamespace
 
@@ -12,7 +11,6 @@ import pytest
 import torch
 from many_runs import Gpu, contents, many
 from PIL import Image
-from tiny_pipeline import write_files
 
 import autoregressive.sample.pace as pace_module
 import evaluations.images as images_module
@@ -25,17 +23,6 @@ from evaluations.images import to_bytes
 
 CPU = torch.device("cpu")
 ALONE = Context(0, 1, CPU)
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory) -> Path:
-    return write_files(tmp_path_factory.mktemp("weights"))
-
-
-@pytest.fixture(scope="module")
-def wanted(files, tmp_path_factory) -> dict[str, bytes]:
-    """The pictures, one after the other."""
-    return contents(sample_many(many(files, tmp_path_factory.mktemp("one"), per_proc_batch_size=1)).parent)
 
 
 @pytest.fixture

@@ -3,14 +3,13 @@
 import argparse
 import json
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_pipeline import MACHINE, options, write_files
+from tiny_pipeline import MACHINE, options
 
 from autoregressive.models.generate import Sampling
 from autoregressive.models.ways import precision_of
@@ -24,11 +23,6 @@ from tokenizer.tokenizer_image.vq_model import VQ_models
 from tokenizer.tokenizer_image.vq_options import TokenizerOptions
 
 SAMPLING = Sampling(cfg_scale=2.0, top_k=100)
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory) -> Path:
-    return write_files(tmp_path_factory.mktemp("weights"))
 
 
 def pictures(gpt: GPTOptions, vq: TokenizerOptions) -> np.ndarray:

@@ -10,30 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support import filled
+from tiny_gpts import KINDS, SETTINGS, model_of, packs, sampled
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from autoregressive.models.captured import CapturedRunner
 from autoregressive.models.draw import Sampling
-from autoregressive.models.generate import decode_codes
-from autoregressive.models.gpt import ModelArgs, Transformer
-from autoregressive.models.packed import GrowingCache, Int8Linear, PackedLinear, PackedRunner, can_pack, pack
+from autoregressive.models.packed import PackedRunner, can_pack, pack
 from autoregressive.models.runners import BucketRunner, EagerRunner
-from autoregressive.models.ways import make_runner, precision_of
-from engine.checkpoint import checksum
-
-KINDS = {
-    "c2i": {},
-    "grouped heads": {"n_kv_head": 2},
-    "t2i": {"model_type": "t2i", "cls_token_num": 12, "caption_dim": 24},
-}
-SETTINGS = {
-    "plain": Sampling(),
-    "guided": Sampling(cfg_scale=2.5, cfg_interval=10, top_k=40, top_p=0.95, temperature=0.9),
-    "scheduled": Sampling(cfg_scale=3.0, cfg_schedule="power-cosine"),
-    "greedy": Sampling(cfg_scale=2.0, greedy=True),
-}
-packs = pytest.mark.skipif(not can_pack(torch.device("cpu"), torch.float32), reason="oneDNN is not built in here")
+from autoregressive.models.ways import make_runner
 
 
 class Buckets(BucketRunner):
@@ -57,27 +41,9 @@ class Packed(PackedRunner):
 WAYS = [EagerRunner, Buckets, Traced, pytest.param(Packed, marks=packs)]
 
 
-def model_of(kind: str = "c2i", dtype: torch.dtype = torch.float32) -> Transformer:
-    args = ModelArgs(dim=64, n_layer=2, n_head=4, vocab_size=96, num_classes=10, block_size=36, **KINDS[kind])
-    return filled(Transformer(args)).to(dtype)
-
-
-def conditions(kind: str, batch: int = 3) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Labels, or captions of different lengths and which of their rows hold a token."""
-    if kind != "t2i":
-        return torch.arange(batch) % 10, None
-    captions = torch.randn(batch, 12, 24, generator=torch.Generator().manual_seed(batch))
-    return captions, torch.arange(12) >= 12 - torch.arange(2, 2 + batch)[:, None]
-
-
 def stop(error, at, i, out):
     if i == at:
         raise error
-
-
-def sampled(runner, kind, sampling, batch=3, seed=5, first=0, codes=36, **more):
-    cond, valid = conditions(kind, batch)
-    return decode_codes(runner, cond, codes, sampling, seed, torch.arange(first, first + batch), valid, **more)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -255,105 +221,6 @@ def test_logits_can_be_had_from_a_captured_runner():
     torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=0)
 
 
-# ---- packed
-
-
-@packs
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_packed_matrices_replace_the_plain_ones_and_are_saved_as_they_were(dtype):
-    model, plain = model_of("t2i", dtype), model_of("t2i", dtype)
-    PackedRunner(model)
-    blocks = [module for layer in model.layers for module in layer.modules()]
-    assert not any(isinstance(module, torch.nn.Linear) for module in (*blocks, model.output)), "one copy in memory"
-    assert len([module for module in model.modules() if isinstance(module, PackedLinear)]) == 2 * 5 + 1
-    assert {name: value.dtype for name, value in model.state_dict().items()} == dict.fromkeys(plain.state_dict(), dtype)
-    assert checksum(model.state_dict()) == checksum(plain.state_dict())
-    assert torch.equal(model.output.weight, plain.output.weight)
-    packed = model.layers[0]
-    PackedRunner(model)
-    assert model.layers[0] is packed and precision_of(model) == str(dtype).removeprefix("torch.")
-
-
-@packs
-@pytest.mark.parametrize("kind", KINDS)
-def test_packed_steps_in_bf16_are_the_plain_ones_up_to_rounding(kind):
-    cond, valid = conditions(kind)
-    codes = torch.randint(96, (3, 35), generator=torch.Generator().manual_seed(0))
-
-    def logits(runner):
-        with torch.inference_mode():
-            steps = [runner.start(cond, 36, valid), *(runner.step(codes[:, i]) for i in range(35))]
-        return torch.stack(steps)
-
-    exact = logits(EagerRunner(model_of(kind)))
-    plain, packed = (logits(way(model_of(kind, torch.bfloat16))) for way in (EagerRunner, Packed))
-    assert (packed - exact).norm() < 1.1 * (plain - exact).norm() + 1e-6
-    assert (plain - exact).norm() < 0.05 * exact.norm()
-
-
-@packs
-def test_matrices_of_eight_bits_are_near_and_no_picture_depends_on_its_batch():
-    model, exact = model_of(), model_of()
-    runner = make_runner("auto", model, int8=True)
-    assert isinstance(model.output, Int8Linear) and precision_of(model) == "float32, int8"
-    x = torch.randn(7, 64, generator=torch.Generator().manual_seed(0))
-    for name in ("wqkv", "wo"):
-        found, plain = (getattr(m.layers[0].attention, name) for m in (model, exact))
-        assert (found.weight - plain.weight).abs().max() <= plain.weight.abs().max() / 127
-        assert (found(x) - plain(x)).norm() < 0.02 * plain(x).norm()
-        assert torch.equal(found(x)[3:4], found(x[3:4]))
-        assert torch.equal(found(x * 0), x.new_zeros(7, len(plain.weight)))
-    saved = model.state_dict()
-    assert saved["output.weight"].dtype == torch.int8 and saved["output.scales"].shape == (96,)
-    together = sampled(runner, "c2i", SETTINGS["guided"])
-    for picture in range(3):
-        alone = decode_codes(runner, torch.tensor([picture]), 36, SETTINGS["guided"], 5, torch.tensor([picture]))
-        assert torch.equal(alone[0], together[picture])
-
-
-@packs
-def test_a_packed_model_says_that_it_only_samples():
-    model = model_of()
-    pack(model)
-    with pytest.raises(RuntimeError, match="--runner eager"):
-        model(torch.zeros(1, 3, dtype=torch.int64), torch.tensor([0]))
-
-
-@packs
-def test_bf16_is_not_packed_where_the_processor_has_no_kernels_for_it(monkeypatch):
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-    assert type(make_runner("auto", model_of().bfloat16())) is EagerRunner
-    assert type(make_runner("auto", model_of())) is PackedRunner
-
-
-@packs
-def test_fused_products_are_the_separate_ones():
-    linear = torch.nn.Linear(24, 40, bias=False).requires_grad_(False)
-    x, other = torch.randn(5, 24), torch.randn(5, 40)
-    for kind, near in ((PackedLinear, 1e-5), (Int8Linear, 0.05)):
-        packed, plain = kind(linear), linear(x)
-        for found, expected in ((packed(x), plain), (packed.silu(x), torch.nn.functional.silu(plain)),
-                                (packed.times(x, other), plain * other),
-                                (packed.plus(x, other), plain + other)):  # fmt: skip
-            torch.testing.assert_close(found, expected, atol=near, rtol=0)
-
-
-def test_a_growing_cache_has_no_gaps_and_keeps_what_was_written():
-    args = ModelArgs(dim=16, n_layer=2, n_head=2, vocab_size=8, num_classes=2, block_size=64)
-    cache, written = GrowingCache(args, 4, 48, torch.float32), torch.randn(2, 4, 2, 48, 8)
-    for length in (16, 32, 48):
-        view = cache.view(length=length)
-        for layer in (0, 1):
-            for part in (view.keys[layer], view.values[layer]):
-                assert part.shape == (4, 2, length, 8) and part.is_contiguous()
-            view.keys[layer][:, :, length - 16 : length] = written[layer, :, :, length - 16 : length]
-            assert torch.equal(view.keys[layer], written[layer, :, :, :length])
-    rest = cache.view(batch=2).view(length=48)
-    for layer in (0, 1):
-        assert torch.equal(rest.keys[layer], written[layer, :2]) and rest.keys[layer].is_contiguous()
-    assert cache.view(length=20).keys[0].shape[2] == 20
-
-
 # ---- by name
 
 
@@ -378,11 +245,3 @@ def test_packing_in_eight_bits_after_packing_is_refused():
     pack(model)
     with pytest.raises(ValueError, match="--int8"):
         make_runner("packed", model, int8=True)
-
-
-@packs
-def test_eight_bits_round_to_the_nearest_step():
-    linear, x = torch.nn.Linear(32, 32, bias=False).requires_grad_(False), torch.randn(9, 32)
-    torch.nn.init.eye_(linear.weight)
-    steps = x.abs().amax(-1, keepdim=True) / 127
-    assert ((Int8Linear(linear)(x) - x).abs() <= 0.501 * steps).all()
