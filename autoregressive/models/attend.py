@@ -17,30 +17,34 @@ SHORT = 256  # queries up to which, on a CPU, plain products train faster than t
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float = 0.0) -> Tensor:
     """Softmax of q [B, H, T, K] over k and v [B, G, S, K]: [B, H, T, K].
 
-    mask [B or 1, 1, T, S]: bool, true = may attend, or float, added to the scores. causal: what stands behind may not,
-    and there is no mask.
+    mask [B or 1, 1, T, S]: bool, true = may attend, or of k's type, added to the scores. causal: what stands behind may
+    not, and there is no mask. k and v may be wider than q by columns of 0.
     """
-    learns = torch.is_grad_enabled() and q.requires_grad
+    learns, width = torch.is_grad_enabled() and q.requires_grad, q.shape[-1]
+    scale = width**-0.5
+    if k.shape[-1] > width:
+        q = F.pad(q, (0, k.shape[-1] - width))
     if q.is_cpu and not dropout:
         if not learns and (q.shape[2] == 1 or q.shape[2] <= FEW and not causal):
-            return attend_few(q, k, v, mask)
+            return attend_few(q, k, v, mask, scale)[..., :width]
         if q.shape[2] <= SHORT and learns and q.shape[1] == k.shape[1]:
             return attend_short(q, k, v, mask, causal)
     if learns:
         v = v.contiguous()  # a view would keep the product it is a part of, queries and keys included, until backward
-    return F.scaled_dot_product_attention(q.type_as(k), k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout,
-                                          enable_gqa=q.shape[1] != k.shape[1])  # fmt: skip
+    out = F.scaled_dot_product_attention(q.type_as(k), k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout,
+                                         scale=scale, enable_gqa=q.shape[1] != k.shape[1])  # fmt: skip
+    return out[..., :width]
 
 
-def attend_few(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def attend_few(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """Few queries a head, in float32: the fused kernel takes 2 to 4 times as long for one in bf16."""
     at_once = max(1, WIDE // k[0].numel())
     if len(k) > at_once and k.dtype != torch.float32:
         masks = repeat(mask) if mask is None or len(mask) == 1 else mask.split(at_once)
         parts = zip(q.split(at_once), k.split(at_once), v.split(at_once), masks)
-        return torch.cat([attend_few(*part) for part in parts])
+        return torch.cat([attend_few(*part, scale) for part in parts])
     groups = q.float().reshape(q.shape[0], k.shape[1], -1, q.shape[-1])  # [B, G, H/G * T, K]
-    scores = ((groups * q.shape[-1] ** -0.5) @ k.float().mT).view(*q.shape[:3], -1)  # [B, H, T, S]
+    scores = ((groups * scale) @ k.float().mT).view(*q.shape[:3], -1)  # [B, H, T, S]
     if mask is not None and mask.dtype == torch.bool:
         scores = scores.masked_fill(~mask, float("-inf"))
     elif mask is not None:

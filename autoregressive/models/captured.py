@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .draw import Draw
 from .gpt import KVCache, Transformer
-from .runners import BucketRunner, CompiledRunner, Drawn, as_they_are, seen
+from .runners import BucketRunner, CompiledRunner, Drawn, as_they_are, hidden
 
 CAPTURING = Lock()  # CUDA captures for one thread of a process at a time
 
@@ -34,16 +34,17 @@ class Place:
         self.positions, self.slots, self.numbers = (numbers[0].clone() for _ in range(3))
         self.seed, self.pictures = torch.zeros((), dtype=torch.int64, device=device), numbers[:, 0].clone()
         self.scales = torch.zeros(codes, device=device, dtype=torch.float32)
+        self.temperature, self.top_p = self.scales[0].clone(), self.scales[0].clone()
         self.vocabulary = torch.arange(vocab_size, dtype=torch.int32, device=device)
 
     def fixed(self, draw: Draw) -> Draw:
         """The draw, with what changes from call to call copied here."""
         draw, pictures, codes = copy(draw), len(draw.pictures), len(draw.scales)
-        self.seed.copy_(draw.seed)
         self.pictures[:pictures] = draw.pictures
         self.scales[:codes] = draw.scales
-        draw.seed, draw.pictures = self.seed, self.pictures[:pictures]
-        draw.scales, draw.vocabulary = self.scales, self.vocabulary
+        draw.pictures, draw.scales, draw.vocabulary = self.pictures[:pictures], self.scales, self.vocabulary
+        for name in ("seed", "temperature", "top_p"):
+            setattr(draw, name, getattr(self, name).copy_(getattr(draw, name)))
         return draw
 
 
@@ -111,8 +112,8 @@ class CapturedRunner(BucketRunner):
 
         def work() -> None:
             codes = place.codes[:pictures, :count].repeat(rows // pictures, 1)
-            logits = self.decode_bucket(codes, positions, slots, cache, seen(slots, length, keys))
-            place.drawn[:pictures, :count] = draw(logits.float(), numbers)
+            logits = self.decode_bucket(codes, positions, slots, cache, hidden(slots, cache, keys))
+            place.drawn[:pictures, :count] = self.drawn(draw, logits, numbers)
 
         return work
 

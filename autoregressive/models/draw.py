@@ -9,6 +9,7 @@ Axes: B pictures, W codes side by side, C codes in the vocabulary, N codes of a 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import cos, pi
 
 import torch
@@ -50,9 +51,9 @@ class Sampling:
         return self.cfg_scale > 1
 
     @property
-    def filters(self) -> tuple[float, int, float, bool]:
-        """What decides how one code is drawn, beside its guidance."""
-        return self.temperature, self.top_k, self.top_p, self.greedy
+    def filters(self) -> tuple[int, bool, bool]:
+        """Which operations draw a code: what of this is no number that a Draw holds in a tensor."""
+        return self.top_k, self.top_p < 1, self.greedy
 
     def guided_codes(self, codes: int) -> int:
         """How many codes of a picture use guidance: with an interval k > -1, codes 0 to k + 1 do."""
@@ -72,7 +73,7 @@ def guide(logits: Tensor, scale: float | Tensor) -> Tensor:
     return none + scale * (cond - none)
 
 
-def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+def filter_logits(logits: Tensor, top_k: int = 0, top_p: float | Tensor = 1.0) -> Tensor:
     """Logits [..., C] with -inf for what top-k, then the nucleus (Holtzman et al. 2020), leaves out.
 
     top-k keeps every logit that is at least the k-th largest. The nucleus drops each code whose predecessors, in
@@ -81,7 +82,7 @@ def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
     if 0 < top_k < logits.shape[-1]:
         smallest = logits.topk(top_k, sorted=False).values.amin(-1, keepdim=True)
         logits = logits.masked_fill(logits < smallest, float("-inf"))
-    if top_p < 1:
+    if isinstance(top_p, Tensor) or top_p < 1:
         ordered, order = logits.sort(descending=True, stable=True)
         probs = ordered.softmax(-1)
         drop = probs.cumsum(-1) - probs > top_p
@@ -129,12 +130,11 @@ def gumbel_noise(seed: int | Tensor, pictures: Tensor, position: int | Tensor, v
     return -exponential.log()
 
 
-def choose(logits: Tensor, sampling: Sampling, noise: Callable[[], Tensor]) -> Tensor:
-    """One code a picture, int64 [...], from guided float32 logits [..., C]; ties go to the lower code."""
-    if sampling.greedy:
-        return logits.argmax(-1)
-    logits = filter_logits(logits / max(sampling.temperature, 1e-5), sampling.top_k, sampling.top_p)
-    return (logits + noise()).argmax(-1)
+def choose(logits: Tensor, noise: Tensor, temperature: float | Tensor = 1.0, top_k: int = 0,
+           top_p: float | Tensor = 1.0) -> Tensor:  # fmt: skip
+    """One code a picture, int64 [...], from guided float32 logits and Gumbel noise [..., C]; ties go to the lower
+    code. temperature: above 0."""
+    return (filter_logits(logits / temperature, top_k, top_p) + noise).argmax(-1)
 
 
 class Draw:
@@ -145,8 +145,9 @@ class Draw:
         """codes: N; pictures int64 [B], on the device: their numbers in the run, which fix the noise with `seed`."""
         device = pictures.device
         self.sampling, self.pictures, self.seed = sampling, pictures, seed_words(seed, device)
-        self.scales = torch.tensor([sampling.scale(i, codes) for i in range(codes)], dtype=torch.float32,
-                                   device=device)  # [N]  # fmt: skip
+        number = partial(torch.tensor, dtype=torch.float32, device=device)
+        self.scales = number([sampling.scale(i, codes) for i in range(codes)])  # [N]
+        self.temperature, self.top_p = number(max(sampling.temperature, 1e-5)), number(sampling.top_p)
         self.vocabulary = torch.arange(vocab_size, dtype=torch.int32, device=device)
 
     def __call__(self, logits: Tensor, numbers: Tensor) -> Tensor:
@@ -154,7 +155,10 @@ class Draw:
         (int64 [W]) in their pictures."""
         if len(logits) > len(self.pictures):
             logits = guide(logits, self.scales[numbers][:, None])
-        return choose(logits, self.sampling, lambda: self.noise(numbers))
+        top_k, nucleus, greedy = self.sampling.filters
+        if greedy:
+            return logits.argmax(-1)
+        return choose(logits, self.noise(numbers), self.temperature, top_k, self.top_p if nucleus else 1.0)
 
     def noise(self, numbers: Tensor) -> Tensor:
         """float32 [B, W, C]"""

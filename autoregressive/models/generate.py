@@ -85,15 +85,17 @@ def looking_ahead(runner: EagerRunner, out: Tensor, first: int, guided: int, win
     codes, guessed = out.shape[1], first
     while first + 1 < codes:
         count = min(window, (guided if first + 1 < guided else codes) - 1 - first)
+        again = min(window - count, first)  # right codes are looked at once more: all looks have one shape
         if guessed + 1 < first + count:
             fresh = torch.arange(guessed + 1, first + count, device=out.device)
             out[:, fresh] = draw.guess(fresh)
+        runner.accept(-again)
+        drawn = runner.look(out[:, first - again : first + count])[:, again:]
         fed = out[:, first : first + count]
-        drawn = runner.look(fed)
         right = 1 + int((fed[:, 1:] == drawn[:, :-1]).cumprod(1).sum(1).min())
         guessed = max(guessed, first + count)
         out[:, first + 1 : first + count + 1] = drawn
-        runner.accept(right)
+        runner.accept(again + right)
         yield from range(first + 1, first + right + 1)
         first += right
 

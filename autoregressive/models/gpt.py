@@ -77,15 +77,23 @@ class ModelArgs:
 
 
 class KVCache(NamedTuple):
-    """Keys and values of all layers, each [L, B, G, T, K]. Slicing T or B gives a view that shares memory."""
+    """Keys and values of all layers, each [L, B, G, T, K]. Slicing T or B gives a view that shares memory.
+    K is a head's width, on GPUs filled up with 0: GPT-3B's is 100, and fused attention there needs MULTIPLES of 8."""
+
+    MULTIPLES = {"cuda": 8}  # by the kind of device
 
     keys: Tensor
     values: Tensor
 
     @classmethod
     def zeros(cls, args: ModelArgs, batch: int, length: int, device, dtype) -> "KVCache":
-        shape = (args.n_layer, batch, args.n_kv_head, length, args.head_width)
+        shape = (args.n_layer, batch, args.n_kv_head, length, cls.width(args, device))
         return cls(torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype))
+
+    @classmethod
+    def width(cls, args: ModelArgs, device) -> int:
+        multiple = cls.MULTIPLES.get(torch.device(device).type, 1)
+        return -(-args.head_width // multiple) * multiple
 
     def view(self, batch: int | None = None, length: int | None = None) -> "KVCache":
         """The first `batch` rows and the first `length` positions."""
@@ -166,8 +174,8 @@ class Attention(nn.Module):
     def cached(self, x, rotary, keys: Tensor, values: Tensor, slots: Tensor, mask: Tensor | None, causal: bool):
         """Write the keys and values of x into `slots` of the cache [B, G, T, K], then attend to all of it."""
         q, k, v = self.project(x, rotary)
-        keys.index_copy_(2, slots, k)
-        values.index_copy_(2, slots, v)
+        keys[..., : self.head_width].index_copy_(2, slots, k)
+        values[..., : self.head_width].index_copy_(2, slots, v)
         return self.attend(q, keys, values, mask, causal)
 
 
@@ -346,8 +354,8 @@ class Transformer(nn.Module):
         follows each. W is 1, or more where some of the codes are guesses.
 
         `slots` int64 [W]: where the cache keeps them, earlier than `positions` by the condition rows that were left
-        out. Attends to all slots of `cache` that mask (bool [B or 1, 1, W, T]) allows; None: to all of them, so the
-        caller passes a view that ends at a single slot.
+        out. Attends to all slots of `cache` that mask ([B or 1, 1, W, T]; bool: true = may attend, or added to the
+        scores) allows; None: to all of them, so the caller passes a view that ends at a single slot.
         """
         h = self._cached(self.tok_embeddings(codes), cache, positions, slots, mask, causal=False)
         return self.output(h)

@@ -7,6 +7,7 @@ Int8Linear does the same with eight bits a weight.
 Axes: B batch, T positions, R = B * T rows, D width, H query heads, G key/value heads, K head width, S cached positions.
 """
 
+from functools import cache
 from math import prod
 
 import torch
@@ -63,18 +64,15 @@ class Int8Linear(nn.Module):
         super().__init__()
         weight = linear.weight.detach().float()  # [out, in]
         self.scales = (weight.abs().amax(1) / self.STEPS).clamp(min=torch.finfo(torch.float32).tiny)
-        rounded = (weight / self.scales[:, None]).round().to(torch.int8)
-        self.packed = torch.ops.onednn.qlinear_prepack(rounded, None)
+        self.packed = torch.ops.onednn.qlinear_prepack((weight / self.scales[:, None]).round().to(torch.int8), None)
         self.zeros = torch.zeros(len(weight), dtype=torch.int32)
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        scales = (wide.abs().amax(-1, keepdim=True) / self.STEPS).clamp(min=torch.finfo(torch.float32).tiny)
-        middle = self.STEPS + 1  # the kernels take x unsigned
+        wide, steps = x.float(), steps_of_inputs()
+        scales = (wide.abs().amax(-1, keepdim=True) / steps).clamp(min=torch.finfo(torch.float32).tiny)
+        middle = steps + 1  # the kernels take x unsigned
         rounded = (wide / scales).add_(middle + 0.5).to(torch.uint8)
-        out = torch.ops.onednn.qlinear_pointwise(rounded, 1.0, middle, self.packed, self.scales, self.zeros, None,
-                                                 1.0, 0, torch.float32, "none", [], "")  # fmt: skip
-        return (out * scales).type_as(x)
+        return (int8_product(rounded, middle, self.packed, self.scales, self.zeros) * scales).type_as(x)
 
     def silu(self, x: Tensor) -> Tensor:
         return F.silu(self(x))
@@ -97,6 +95,24 @@ class Int8Linear(nn.Module):
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         destination[f"{prefix}weight"], destination[f"{prefix}scales"] = self.rounded, self.scales
+
+
+def int8_product(x: Tensor, middle: int, packed: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
+    """(x - middle) W^T * scales, float32 [R, out], of x uint8 [R, in] and W int8 [out, in] as qlinear_prepack lays it
+    out; scales float32 and zeros int32 [out]."""
+    return torch.ops.onednn.qlinear_pointwise(x, 1.0, middle, packed, scales, zeros, None,
+                                              1.0, 0, torch.float32, "none", [], "")  # fmt: skip
+
+
+@cache
+def steps_of_inputs() -> int:
+    """Into how many steps to either side of 0 the inputs of Int8Linear are rounded. Where a processor has no
+    instructions for them (VNNI), oneDNN adds two products in 16 bits, which only those of half the range always fit."""
+    weight, ones = torch.full((1, 2), Int8Linear.STEPS, dtype=torch.int8), torch.ones(1)
+    packed = torch.ops.onednn.qlinear_prepack(weight, None)
+    highest = torch.full((1, 2), 255, dtype=torch.uint8)
+    right = int8_product(highest, 0, packed, ones, ones.int() * 0).item() == 2 * 255 * Int8Linear.STEPS
+    return Int8Linear.STEPS if right else Int8Linear.STEPS // 2
 
 
 class PackedBlock(nn.Module):
@@ -193,7 +209,3 @@ class PackedRunner(BucketRunner):
 
     def allocate(self, rows: int, length: int, device: torch.device, dtype: torch.dtype) -> GrowingCache:
         return GrowingCache(self.model.config, rows, self.rounded(length), dtype)
-
-    def decode_bucket(self, codes: Tensor, positions: Tensor, slots: Tensor, cache: KVCache, mask: Tensor) -> Tensor:
-        added = torch.zeros(mask.shape, dtype=torch.float32).masked_fill_(~mask, float("-inf"))  # once
-        return self.model.decode(codes, positions, slots, cache, added)

@@ -24,11 +24,17 @@ def as_they_are(logits: Tensor, numbers: Tensor) -> Tensor:
     return logits
 
 
+def drawn(draw: Drawn, logits: Tensor, numbers: Tensor) -> Tensor:
+    """What is drawn of logits in any precision."""
+    return draw(logits.float(), numbers)
+
+
 class EagerRunner:
     """Plain PyTorch: each step attends to the filled part of the cache and to nothing else."""
 
     def __init__(self, model: Transformer):
         self.model = model
+        self.drawn = drawn
         self.cache = None
         self.keys: Tensor | None = None  # which cached positions may be attended to, bool [R, 1, 1, T]; None: all
 
@@ -53,7 +59,7 @@ class EagerRunner:
         self.keys = None if valid is None else key_mask(valid, length)
         mask = None if valid is None else sequence_mask(valid, self.filled)
         logits = self.model.prefill(cond, self.cache, mask, known)
-        return draw(logits.float()[:, None], self.counted(self.filled - prefix))[:, 0]
+        return self.drawn(draw, logits[:, None], self.counted(self.filled - prefix))[:, 0]
 
     def allocate(self, rows: int, length: int, device: torch.device, dtype: torch.dtype) -> KVCache:
         return KVCache.zeros(self.model.config, rows, length, device, dtype)
@@ -73,19 +79,19 @@ class EagerRunner:
         count = codes.shape[1]
         positions, slots = self.counted(self.filled + self.left_out, count), self.counted(self.filled, count)
         logits = self.decode(codes.repeat(self.rows // len(codes), 1), positions, slots)
-        return self.draw(logits.float(), self.counted(self.filled - self.prefix + 1, count))
+        return self.drawn(self.draw, logits, self.counted(self.filled - self.prefix + 1, count))
 
     def accept(self, count: int) -> None:
-        """The first `count` codes that were looked at are right."""
+        """The first `count` codes that were looked at are right; below 0: so many are to be looked at once more."""
         self.filled += count
 
     def decode(self, codes: Tensor, positions: Tensor, slots: Tensor) -> Tensor:
         """Logits [R, W, C] of codes [R, W]."""
         length = self.filled + codes.shape[1]
-        mask = None if self.keys is None else self.keys[..., :length]
+        cache, mask = self.cache.view(length=length), None if self.keys is None else self.keys[..., :length]
         if codes.shape[1] > 1:
-            mask = seen(slots, length, mask)
-        return self.model.decode(codes, positions, slots, self.cache.view(length=length), mask)
+            mask = hidden(slots, cache, mask)
+        return self.model.decode(codes, positions, slots, cache, mask)
 
     def keep(self, rows: int) -> None:
         """Go on with the first `rows` rows: the second branch of guidance is over."""
@@ -115,27 +121,32 @@ class BucketRunner(EagerRunner):
         keys = None if self.keys is None else self.keys[..., :length]
         if keys is not None:
             keys = torch.nn.functional.pad(keys, (0, length - keys.shape[-1]))
-        return self.decode_bucket(codes, positions, slots, self.cache.view(length=length), seen(slots, length, keys))
+        cache = self.cache.view(length=length)
+        return self.decode_bucket(codes, positions, slots, cache, hidden(slots, cache, keys))
 
     def decode_bucket(self, *given) -> Tensor:
         """What the model's decode does; its arguments."""
         return self.model.decode(*given)
 
 
-def seen(slots: Tensor, length: int, keys: Tensor | None) -> Tensor:
-    """Which of `length` slots the codes in `slots` [W] attend to: bool [R or 1, 1, W, T]."""
-    mask = (torch.arange(length, device=slots.device) <= slots[:, None])[None, None]
-    return mask if keys is None else mask & keys
+def hidden(slots: Tensor, cache: KVCache, keys: Tensor | None) -> Tensor:
+    """What hides the slots of a cache from the codes in `slots` [W] that stand before them: 0 or -inf, which is added
+    to the scores once it is made, and not once a layer; [R or 1, 1, W, T]. keys bool [R, 1, 1, T]: not hidden."""
+    first = cache.keys[0]
+    mask = (torch.arange(first.shape[2], device=slots.device) <= slots[:, None])[None, None]
+    mask = mask if keys is None else mask & keys
+    return torch.zeros(mask.shape, dtype=first.dtype, device=slots.device).masked_fill_(~mask, float("-inf"))
 
 
 class CompiledRunner(BucketRunner):
-    """torch.compile of the step, once per bucket."""
+    """torch.compile of the step, once a bucket, and of the choice of a code."""
 
     SHAPES = 256  # of buckets and batches; beyond torch's default of 8 steps would run plainly, without a word
 
     def __init__(self, model: Transformer):
         super().__init__(model)
         self.decode_bucket = torch.compile(model.decode, dynamic=False)
+        self.drawn = torch.compile(drawn, dynamic=False)
 
     def start(self, *given) -> Tensor:
         limits = torch._dynamo.config  # of this thread alone, in newer versions of torch: not to be set once for all

@@ -13,6 +13,7 @@ import socket
 import torch
 
 from autoregressive.models.generate import Sampling
+from autoregressive.models.gpt import KVCache
 from autoregressive.sample.options import BatchOptions
 from autoregressive.sample.pipeline import Pipeline
 from engine.distributed import Context
@@ -82,7 +83,7 @@ def bytes_a_picture(pipeline: Pipeline, sampling: Sampling) -> int:
     the choice of a code."""
     args, width = pipeline.gpt.model.config, pipeline.gpt.model.norm.weight.element_size()
     positions = -(-(args.cls_token_num + args.block_size - 1) // BUCKET) * BUCKET  # the last code is not kept
-    cache = 2 * args.n_layer * args.n_kv_head * args.head_width * positions * width
+    cache = 2 * args.n_layer * args.n_kv_head * KVCache.width(args, pipeline.device) * positions * width
     prefill = args.cls_token_num * (LAYER[0] * args.dim + LAYER[1] * args.ffn_width) * width
     captions = args.cls_token_num * args.caption_dim * 4 if args.model_type == "t2i" else 0
     return rows_of(sampling) * (cache + prefill + captions) + pipeline.window * CHOICE * args.vocab_size * 4

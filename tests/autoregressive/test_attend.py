@@ -53,6 +53,16 @@ def test_one_query_attends_as_many_do(groups):
     torch.testing.assert_close(attend.attention(q, k, v, mask, causal=False), expected, atol=2e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("queries", [1, 5, 20])
+@pytest.mark.parametrize("causal", [True, False])
+def test_heads_that_are_widened_by_zeros_attend_alike(queries, causal):
+    q, k, v = (each.detach() for each in inputs(groups=2, queries=queries))
+    k, v = (each[:, :, : queries if causal else 12] for each in (k, v))
+    expected = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
+    found = attend.attention(q, F.pad(k, (0, 3)), F.pad(v, (0, 3)), None, causal)
+    torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize("masked", ["no", "all alike", "each row", "added"])
 @pytest.mark.parametrize("queries", [1, 5])
 def test_few_queries_attend_alike_however_many_rows_are_converted_at_once(queries, masked, monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from support import filled
 
-from autoregressive.models.draw import SCHEDULES, Sampling, choose, filter_logits, guide, gumbel_noise
+from autoregressive.models.draw import SCHEDULES, Draw, Sampling, choose, filter_logits, guide, gumbel_noise
 from autoregressive.models.generate import decode_codes, generate
 from autoregressive.models.gpt import ModelArgs, Transformer
 from autoregressive.models.mask import sequence_mask
@@ -154,19 +154,22 @@ def test_codes_are_drawn_with_the_probabilities_of_the_softmax():
     logits = torch.tensor([2.0, 1.0, 0.5, 0.0, 0.0, -1.0, -2.0, -4.0])
     n = 40_000
     noise = gumbel_noise(11, torch.arange(n), 0, torch.arange(8, dtype=torch.int32))
-    drawn = choose(logits.expand(n, 8), Sampling(), lambda: noise)
+    drawn = choose(logits.expand(n, 8), noise)
     counted, expected = torch.bincount(drawn, minlength=8).double(), n * logits.double().softmax(-1)
     assert ((counted - expected) ** 2 / expected).sum() < 24.3  # chi-square, 7 degrees of freedom, once in 1,000
 
 
 def test_temperature_sharpens_and_zero_is_greedy():
     logits = torch.randn(500, 96, generator=torch.Generator().manual_seed(0))
-    noise = gumbel_noise(0, torch.arange(500), 0, CODES)
-    top = logits.argmax(-1)
-    chosen = [choose(logits, Sampling(temperature=t), lambda: noise) for t in (2, 1, 0.3, 0)]
+    top, number = logits.argmax(-1), torch.tensor([0])
+
+    def drawn(sampling):
+        return Draw(sampling, 1, 0, torch.arange(500), 96)(logits[:, None], number)[:, 0]
+
+    chosen = [drawn(Sampling(temperature=t)) for t in (2, 1, 0.3, 0)]
     shares = [(codes == top).float().mean().item() for codes in chosen]
     assert shares == sorted(shares) and shares[-1] == 1.0
-    assert torch.equal(choose(logits, Sampling(greedy=True), None), top)
+    assert torch.equal(drawn(Sampling(greedy=True)), top)
 
 
 def test_a_picture_s_noise_is_the_same_in_any_batch():
@@ -339,12 +342,12 @@ def test_the_step_compiles_once_a_bucket_and_equals_eager(monkeypatch):
     model, sampling = tiny(), Sampling(cfg_scale=2.0)
     runner = SmallBuckets(model)
     assert torch.equal(decode(runner, labels(), sampling), decode(EagerRunner(model), labels(), sampling))
-    assert len(graphs) == 2  # positions 1..7 and 8..15
+    assert len(graphs) == 2 + 1  # positions 1..7 and 8..15, and the choice of a code
     for rows in range(2, 7):  # the last batch of a sampler, guided and not: torch would give up after eight
         for scale in (1.0, 2.0):
             decode(runner, torch.arange(rows) % 3, Sampling(cfg_scale=scale))
     shapes = {rows * guided for rows in range(2, 7) for guided in (1, 2)} - {2 * len(labels())}
-    assert len(graphs) == 2 * (1 + len(shapes)) > 8
+    assert len(graphs) == 2 * (1 + len(shapes)) + 5 * 2 > 16  # a choice is one for guided and plain rows each
 
 
 # ---- generate(), the published call

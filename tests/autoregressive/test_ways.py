@@ -15,6 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from autoregressive.models.captured import CapturedRunner
 from autoregressive.models.draw import Sampling
+from autoregressive.models.gpt import KVCache
 from autoregressive.models.packed import PackedRunner, can_pack, pack
 from autoregressive.models.runners import BucketRunner, EagerRunner
 from autoregressive.models.ways import make_runner
@@ -70,6 +71,17 @@ def test_nothing_is_left_of_earlier_calls(way, kind):
         assert torch.equal(found, sampled(plain, kind, SETTINGS[name], **given)), (batch, codes, name)
 
 
+@pytest.mark.parametrize("way", [EagerRunner, Buckets, Traced])
+def test_a_cache_may_be_wider_than_the_heads(way, monkeypatch):
+    expected = sampled(EagerRunner(model_of("t2i")), "t2i", SETTINGS["guided"])
+    monkeypatch.setitem(KVCache.MULTIPLES, "cpu", 24)  # as GPUs ask for multiples of 8; the heads have 16
+    runner = way(model_of("t2i"))
+    seen, allocate = [], runner.allocate
+    monkeypatch.setattr(runner, "allocate", lambda *given: seen.append(allocate(*given)) or seen[-1])
+    assert torch.equal(sampled(runner, "t2i", SETTINGS["guided"]), expected)
+    assert seen[0].keys.shape[-1] == seen[0].values.shape[-1] == 24
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 @pytest.mark.parametrize("way", WAYS)
 def test_a_runner_is_usable_after_it_was_interrupted(way, error):
@@ -106,6 +118,15 @@ def test_a_completion_looks_ahead_too(kind, known):
     expected = sampled(runner, kind, SETTINGS["guided"])
     kept = expected[:, :known] if known else None
     assert torch.equal(sampled(runner, kind, SETTINGS["guided"], window=6, known=kept), expected)
+
+
+def test_all_looks_have_one_shape():
+    """Each would be compiled, or captured: at the end of the picture, and where guidance ends after code 11."""
+    runner, shapes = EagerRunner(model_of()), []
+    look = runner.look
+    runner.look = lambda codes: shapes.append(codes.shape[1]) or look(codes)
+    sampled(runner, "c2i", SETTINGS["guided"], window=8)
+    assert set(shapes) == {8}
 
 
 def test_each_code_is_reported_once_when_it_is_right():
@@ -149,10 +170,12 @@ def test_right_guesses_save_steps_and_the_slowest_picture_sets_the_pace():
 
 
 def test_a_graph_is_captured_once_a_shape_and_few_are_kept(monkeypatch):
-    runner = Traced(model_of())
+    runner, plain = Traced(model_of()), EagerRunner(model_of())
     for _ in range(2):
-        for scale, seed in ((2.0, 1), (3.0, 2)):  # scales, seeds and pictures are no part of the shape
-            sampled(runner, "c2i", Sampling(cfg_scale=scale, top_k=9), seed=seed, first=seed)
+        for scale, seed, heat, share in ((2.0, 1, 1.0, 0.9), (3.0, 2, 0.7, 0.5)):  # are no part of the shape
+            sampling = Sampling(cfg_scale=scale, top_k=9, temperature=heat, top_p=share)
+            found = sampled(runner, "c2i", sampling, seed=seed, first=seed)
+            assert torch.equal(found, sampled(plain, "c2i", sampling, seed=seed, first=seed))
     assert runner.traces == len(runner.graphs) == 3  # buckets of 16 in 1 + 35 positions
     sampled(runner, "c2i", Sampling(cfg_scale=2.0, top_k=8))
     assert runner.traces == 6
