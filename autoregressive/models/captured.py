@@ -32,18 +32,18 @@ class Place:
         self.keys = torch.zeros(rows, 1, 1, length, dtype=torch.bool, device=device)
         self.codes, self.drawn = numbers.clone(), numbers.clone()
         self.positions, self.slots, self.numbers = (numbers[0].clone() for _ in range(3))
-        self.seed, self.pictures = torch.zeros((), dtype=torch.int64, device=device), numbers[:, 0].clone()
+        self.noise = numbers.int()
         self.scales = torch.zeros(codes, device=device, dtype=torch.float32)
         self.temperature, self.top_p = self.scales[0].clone(), self.scales[0].clone()
         self.vocabulary = torch.arange(vocab_size, dtype=torch.int32, device=device)
 
     def fixed(self, draw: Draw) -> Draw:
         """The draw, with what changes from call to call copied here."""
-        draw, pictures, codes = copy(draw), len(draw.pictures), len(draw.scales)
-        self.pictures[:pictures] = draw.pictures
+        draw, (pictures, codes) = copy(draw), draw.keys.shape
+        self.noise[:pictures, :codes] = draw.keys
         self.scales[:codes] = draw.scales
-        draw.pictures, draw.scales, draw.vocabulary = self.pictures[:pictures], self.scales, self.vocabulary
-        for name in ("seed", "temperature", "top_p"):
+        draw.keys, draw.scales, draw.vocabulary = self.noise[:pictures], self.scales, self.vocabulary
+        for name in ("temperature", "top_p"):
             setattr(draw, name, getattr(self, name).copy_(getattr(draw, name)))
         return draw
 

@@ -90,11 +90,17 @@ def filter_logits(logits: Tensor, top_k: int = 0, top_p: float | Tensor = 1.0) -
     return logits
 
 
+def fold(x: Tensor, shift: int) -> Tensor:
+    """x ^ (x >> shift) of unsigned 32 bits, in place, on int32."""
+    return x.bitwise_xor_((x >> shift).bitwise_and_(0xFFFFFFFF >> shift))
+
+
 def mix(x: Tensor) -> Tensor:
-    """A bijection of int32 that scatters its bits (C. Wellons's 'lowbias32'); products wrap, as hardware's do."""
-    x = (x ^ ((x >> 16) & 0xFFFF)) * 0x7FEB352D
-    x = (x ^ ((x >> 15) & 0x1FFFF)) * -2073254261  # 0x846ca68b
-    return x ^ ((x >> 16) & 0xFFFF)
+    """A bijection of int32 that scatters its bits (C. Wellons's 'lowbias32'), in place; products wrap, as hardware's
+    do."""
+    x = fold(x, 16).mul_(0x7FEB352D)
+    x = fold(x, 15).mul_(-2073254261)  # 0x846ca68b
+    return fold(x, 16)
 
 
 def halves(words: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,31 +109,30 @@ def halves(words: Tensor) -> tuple[Tensor, Tensor]:
     return (low - ((low >> 31) << 32)).to(torch.int32), (words >> 32).to(torch.int32)
 
 
-def seed_words(seed: int, device: torch.device | None = None) -> Tensor:
-    """The lowest 64 bits of a run's seed, int64 []."""
-    return torch.tensor(((seed & (1 << 64) - 1) ^ 1 << 63) - (1 << 63), device=device)
-
-
-def gumbel_noise(seed: int | Tensor, pictures: Tensor, position: int | Tensor, vocabulary: Tensor) -> Tensor:
-    """Standard Gumbel noise, float32 [..., C], hashed from (seed, picture, position, code).
-
-    pictures int64 [...], each at least 0; vocabulary int32 [C]: the codes. As tensors, int64, seed (seed_words) and
-    positions broadcast with pictures. All integer arithmetic is exact, so that the noise differs between devices by the
-    rounding of two logarithms at most.
-    """
-    seed = seed if isinstance(seed, Tensor) else seed_words(seed, pictures.device)
-    position = position if isinstance(position, Tensor) else torch.tensor(position, device=pictures.device)
+def noise_keys(seed: int, pictures: Tensor, positions: Tensor) -> Tensor:
+    """What fixes the noise of a picture's code, int32 [...]: a hash of (the seed's lowest 64 bits, picture, position).
+    pictures int64, each at least 0, and positions int64 broadcast."""
+    seed_words = torch.tensor(((seed & (1 << 64) - 1) ^ 1 << 63) - (1 << 63), device=pictures.device)
     key = torch.zeros((), dtype=torch.int32, device=pictures.device)
-    for words in (*halves(seed), halves(position)[0], *halves(pictures)):
+    for words in (*halves(seed_words), halves(positions)[0], *halves(pictures)):
         key = mix(key ^ words)
-    key = key[..., None]
-    bits = mix(mix(vocabulary * -1640531527 ^ key) + key)  # [..., C]
+    return key
+
+
+def gumbel_noise(keys: Tensor, vocabulary: Tensor) -> Tensor:
+    """Standard Gumbel noise, float32 [..., C], hashed from noise_keys [...] and the codes, vocabulary int32 [C].
+
+    All integer arithmetic is exact, so that the noise differs between devices by the rounding of two logarithms at
+    most. In place as far as it goes: each step of it is as large as the logits.
+    """
+    keys = keys[..., None]
+    bits = mix(mix(vocabulary * -1640531527 ^ keys).add_(keys))  # [..., C]
     # 31 bits, from the half-step on: fine near 0, where the largest noise comes from; never 0 and never 1.
-    uniform = (((bits & 0x7FFFFFFF).float() + 0.5) * 2.0**-31).clamp(max=1 - 2.0**-24)
-    # log1p(-uniform) by Kahan's identity: as exact, and PyTorch's own takes four times as long on a CPU.
+    uniform = bits.bitwise_and_(0x7FFFFFFF).float().add_(0.5).mul_(2.0**-31).clamp_(max=1 - 2.0**-24)
+    # -log1p(-uniform) by Kahan's identity: as exact, and PyTorch's own takes four times as long on a CPU.
     rest = 1 - uniform
-    exponential = torch.where(rest == 1, uniform, -rest.log() * (uniform / (1 - rest)))
-    return -exponential.log()
+    exponential = torch.where(rest == 1, uniform, rest.log().neg_().mul_(uniform / (1 - rest)))
+    return exponential.log_().neg_()
 
 
 def choose(logits: Tensor, noise: Tensor, temperature: float | Tensor = 1.0, top_k: int = 0,
@@ -144,8 +149,9 @@ class Draw:
     def __init__(self, sampling: Sampling, codes: int, seed: int, pictures: Tensor, vocab_size: int):
         """codes: N; pictures int64 [B], on the device: their numbers in the run, which fix the noise with `seed`."""
         device = pictures.device
-        self.sampling, self.pictures, self.seed = sampling, pictures, seed_words(seed, device)
         number = partial(torch.tensor, dtype=torch.float32, device=device)
+        self.sampling = sampling
+        self.keys = noise_keys(seed, pictures[:, None], torch.arange(codes, device=device))  # [B, N]
         self.scales = number([sampling.scale(i, codes) for i in range(codes)])  # [N]
         self.temperature, self.top_p = number(max(sampling.temperature, 1e-5)), number(sampling.top_p)
         self.vocabulary = torch.arange(vocab_size, dtype=torch.int32, device=device)
@@ -153,7 +159,7 @@ class Draw:
     def __call__(self, logits: Tensor, numbers: Tensor) -> Tensor:
         """Codes int64 [B, W] from float32 logits [B, W, C], or [2B, W, C] to be guided, of the codes with `numbers`
         (int64 [W]) in their pictures."""
-        if len(logits) > len(self.pictures):
+        if len(logits) > len(self.keys):
             logits = guide(logits, self.scales[numbers][:, None])
         top_k, nucleus, greedy = self.sampling.filters
         if greedy:
@@ -162,7 +168,7 @@ class Draw:
 
     def noise(self, numbers: Tensor) -> Tensor:
         """float32 [B, W, C]"""
-        return gumbel_noise(self.seed, self.pictures[:, None], numbers, self.vocabulary)
+        return gumbel_noise(self.keys[:, numbers], self.vocabulary)
 
     def guess(self, numbers: Tensor) -> Tensor:
         """Codes int64 [B, W] that are drawn where nothing is known of the logits."""

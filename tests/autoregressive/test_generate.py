@@ -10,7 +10,7 @@ import pytest
 import torch
 from support import filled
 
-from autoregressive.models.draw import SCHEDULES, Draw, Sampling, choose, filter_logits, guide, gumbel_noise
+from autoregressive.models.draw import SCHEDULES, Draw, Sampling, choose, filter_logits, guide, gumbel_noise, noise_keys
 from autoregressive.models.generate import decode_codes, generate
 from autoregressive.models.gpt import ModelArgs, Transformer
 from autoregressive.models.mask import sequence_mask
@@ -53,7 +53,7 @@ def slow_codes(model, cond, sampling: Sampling, guided: int, seed=5) -> torch.Te
                 none = model(idx=out, cond_idx=model.null_condition(cond))[0][:, -1]
                 logits = none + sampling.cfg_scale * (logits - none)
         kept = filter_logits(logits / sampling.temperature, sampling.top_k, sampling.top_p)
-        code = (kept + gumbel_noise(seed, torch.arange(len(cond)), i, CODES)).argmax(-1)
+        code = (kept + noise_of(seed, torch.arange(len(cond)), i, CODES)).argmax(-1)
         out = torch.cat([out, code[:, None]], dim=1)
     return out
 
@@ -98,6 +98,10 @@ def test_guidance_goes_from_none_through_cond():
 # ---- the noise
 
 
+def noise_of(seed, pictures, position, vocabulary) -> torch.Tensor:
+    return gumbel_noise(noise_keys(seed, pictures, torch.tensor(position)), vocabulary)
+
+
 def uniforms(noise: torch.Tensor) -> np.ndarray:
     """Gumbel noise through its own distribution function."""
     return np.exp(-np.exp(-noise.double().numpy().ravel()))
@@ -115,21 +119,43 @@ def test_noise_is_gumbel_along_every_axis(axis):
     n, one = 20_000, torch.tensor([7])
     first = torch.zeros(1, dtype=torch.int32)
     if axis == "codes":
-        noise = gumbel_noise(1, one, 3, torch.arange(n, dtype=torch.int32))
+        noise = noise_of(1, one, 3, torch.arange(n, dtype=torch.int32))
     elif axis == "pictures":
-        noise = gumbel_noise(1, torch.arange(n), 3, first)
+        noise = noise_of(1, torch.arange(n), 3, first)
     elif axis == "positions":
-        noise = torch.cat([gumbel_noise(1, one, i, first) for i in range(n // 4)])
+        noise = torch.cat([noise_of(1, one, i, first) for i in range(n // 4)])
     else:
-        noise = torch.cat([gumbel_noise(i, one, 3, first) for i in range(n // 4)])
+        noise = torch.cat([noise_of(i, one, 3, first) for i in range(n // 4)])
     assert noise.isfinite().all()
     assert kolmogorov(uniforms(noise)) < 1.95
+
+
+def test_noise_is_a_hash_that_no_change_of_the_code_may_change():
+    """Seeds stand beside published pictures. In plain integers: lowbias32 over the words, then over the codes."""
+
+    def mix(x):
+        for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+            x = (x ^ x >> shift) * factor & 0xFFFFFFFF
+        return x ^ x >> 16
+
+    seed, pictures, positions = -3 << 40, [0, 5, 2**40 + 1], [0, 575]
+    found = noise_of(seed, torch.tensor(pictures)[:, None], positions, CODES)
+    assert found.shape == (3, 2, 96) and found.dtype == torch.float32
+    for i, picture in enumerate(pictures):
+        for j, position in enumerate(positions):
+            key = 0
+            for word in (seed, seed >> 32, position, picture, picture >> 32):
+                key = mix(key ^ word & 0xFFFFFFFF)
+            keyed = [mix(code * 0x9E3779B9 & 0xFFFFFFFF ^ key) for code in range(96)]
+            bits = [mix(one + key & 0xFFFFFFFF) & 0x7FFFFFFF for one in keyed]
+            uniform = (torch.tensor(bits).double() + 0.5) * 2**-31
+            torch.testing.assert_close(found[i, j].double(), -(-(-uniform).log1p()).log(), atol=1e-4, rtol=1e-4)
 
 
 def test_the_largest_noise_is_fine_grained():
     """It decides the code: of 4 million draws the largest 256 or so would meet one another on a coarser grid."""
     vocabulary = torch.arange(16384, dtype=torch.int32)
-    noise = torch.cat([gumbel_noise(0, torch.arange(i, i + 64), 0, vocabulary) for i in range(0, 256, 64)])
+    noise = torch.cat([noise_of(0, torch.arange(i, i + 64), 0, vocabulary) for i in range(0, 256, 64)])
     largest = noise[noise > -np.log(-np.log1p(-(2.0**-14)))]
     assert 180 < len(largest) < 340 and len(largest.unique()) >= len(largest) - 4
 
@@ -137,7 +163,7 @@ def test_the_largest_noise_is_fine_grained():
 def test_noise_of_neighbours_is_independent():
     vocabulary, n = torch.arange(16384, dtype=torch.int32), 16384
     rows = [
-        gumbel_noise(seed, torch.tensor([picture]), position, vocabulary)[0]
+        noise_of(seed, torch.tensor([picture]), position, vocabulary)[0]
         for seed, picture, position in [
             (0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1),
             (1 << 31, 0, 0), (1 << 40, 0, 0), (0, 1 << 31, 0), (0, 1 << 33, 0),
@@ -153,7 +179,7 @@ def test_noise_of_neighbours_is_independent():
 def test_codes_are_drawn_with_the_probabilities_of_the_softmax():
     logits = torch.tensor([2.0, 1.0, 0.5, 0.0, 0.0, -1.0, -2.0, -4.0])
     n = 40_000
-    noise = gumbel_noise(11, torch.arange(n), 0, torch.arange(8, dtype=torch.int32))
+    noise = noise_of(11, torch.arange(n), 0, torch.arange(8, dtype=torch.int32))
     drawn = choose(logits.expand(n, 8), noise)
     counted, expected = torch.bincount(drawn, minlength=8).double(), n * logits.double().softmax(-1)
     assert ((counted - expected) ** 2 / expected).sum() < 24.3  # chi-square, 7 degrees of freedom, once in 1,000
@@ -173,9 +199,9 @@ def test_temperature_sharpens_and_zero_is_greedy():
 
 
 def test_a_picture_s_noise_is_the_same_in_any_batch():
-    together = gumbel_noise(9, torch.tensor([4, 1000, 2**40]), 6, CODES)
+    together = noise_of(9, torch.tensor([4, 1000, 2**40]), 6, CODES)
     for row, picture in zip(together, (4, 1000, 2**40)):
-        assert torch.equal(gumbel_noise(9, torch.tensor([picture]), 6, CODES)[0], row)
+        assert torch.equal(noise_of(9, torch.tensor([picture]), 6, CODES)[0], row)
 
 
 # ---- the decode loop
