@@ -15,15 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attend import attention as attend
+from .attend import multiplies
 from .gpt import KVCache, ModelArgs, RMSNorm, Transformer, TransformerBlock
 from .runners import BucketRunner
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether this processor has kernels for packed matrices."""
-    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    return dtype == torch.float32 or dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return device.type == "cpu" and torch.backends.mkldnn.is_available() and multiplies(dtype)
 
 
 class PackedLinear(nn.Module):
