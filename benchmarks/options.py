@@ -17,6 +17,9 @@ class SamplingBenchmark:
     """Side of the pictures in pixels; VQ-16 makes a code of 16 x 16 of them. auto: 256 on a CPU, 384 on a GPU."""
     pictures: tuple[int, ...] | Auto = "auto"
     """Pictures sampled at once; guidance doubles the rows. auto: 1, 8 and 64 on a CPU, 1, 8 and 256 on a GPU."""
+    many: int | Auto = "auto"
+    """Pictures of the whole path, from codes to PNGs (32 times as many of the pair that ships); auto: 32 on a CPU, 2048
+    on a GPU."""
     cfg_scale: float = 4.0
     """Guidance scale."""
     top_k: int = 2000
@@ -36,7 +39,7 @@ class SamplingBenchmark:
     """cuda or cpu; auto takes the first that is there."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "image_size", "repeats")
+        at_least(self, 1, "image_size", "many", "repeats")
         if self.pictures != "auto" and (not self.pictures or min(self.pictures) < 1):
             raise ValueError("--pictures: give numbers of at least 1")
         if self.cfg_scale <= 1:

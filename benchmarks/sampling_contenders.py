@@ -63,18 +63,28 @@ def with_memory(options: SamplingBenchmark, seconds: float) -> dict[str, float]:
     return {"seconds": seconds, "device peak": torch.cuda.max_memory_allocated() / 2**20}
 
 
+def gpt_and_runner(options: SamplingBenchmark, name: str, way: str, *more: bool):
+    """A GPT with random weights, and make_runner's for it."""
+    import torch
+
+    from autoregressive.models.gpt import Transformer
+    from autoregressive.models.ways import make_runner
+
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(precision(options))  # so that the weights never stand there in float32
+    model = Transformer(configuration(options, name)).eval().requires_grad_(False)
+    torch.set_default_dtype(usual)
+    torch.nn.init.normal_(model.output.weight, std=0.02)
+    return model, make_runner(way, model.to(options.device), *more)
+
+
 def ours(options: SamplingBenchmark, name: str, pictures: int, way: str) -> dict[str, float]:
     import torch
 
     from autoregressive.models.draw import Sampling
     from autoregressive.models.generate import decode_codes
-    from autoregressive.models.gpt import Transformer
-    from autoregressive.models.ways import make_runner
 
-    torch.set_default_dtype(precision(options))  # so that the weights never stand there in float32
-    model = Transformer(configuration(options, name)).eval().requires_grad_(False)
-    torch.nn.init.normal_(model.output.weight, std=0.02)
-    runner = make_runner(WAYS[options.device][way][0], model.to(options.device), *WAYS[options.device][way][1:])
+    model, runner = gpt_and_runner(options, name, *WAYS[options.device][way])
     sampling = Sampling(cfg_scale=options.cfg_scale, top_k=options.top_k)
     labels = torch.arange(pictures, device=options.device) % model.config.num_classes
 

@@ -13,14 +13,18 @@ from benchmarks.sampling_contenders import (
     tokenizer,
     transformers_llama,
 )
+from benchmarks.sampling_many import COLUMNS as MANY
+from benchmarks.sampling_many import SHIPPED, many, whole_path
 from benchmarks.sampling_quality import AT_ONCE, BITS, DRAWS, WINDOWS, decoded_in_bf16, fewer_bits, looking_ahead
 
 STARVED = {"seconds": float("inf")}
 COLUMNS = ["", "codes/s", "seconds", "ms a step", "of the floor", "peak MiB"]
 AHEAD = ["The pair that ships", "steps", "ms a batch", "codes/s"]
 FEWER = ["The pair that ships", "logits' distance", "same codes", "same pictures", "held-out loss", "read right"]
-GIVEN = {"cpu": (("GPT-B",), 256, (1, 8, 64)),
-         "cuda": (("GPT-B", "GPT-L", "GPT-XL", "GPT-XXL", "GPT-3B"), 384, (1, 8, 256))}  # fmt: skip
+GIVEN = {  # sizes, pixels, pictures at once, pictures of the whole path
+    "cpu": (("GPT-B",), 256, (1, 8, 64), 32),
+    "cuda": (("GPT-B", "GPT-L", "GPT-XL", "GPT-XXL", "GPT-3B"), 384, (1, 8, 256), 2048),
+}  # fmt: skip
 
 
 def work_of_a_step(options: SamplingBenchmark, name: str, pictures: int) -> tuple[float, float]:
@@ -51,6 +55,8 @@ def contenders_of(options: SamplingBenchmark) -> dict[str, tuple]:
             found |= {f"{what}: transformers, {kind}": (*given, *setting) for kind, setting in CACHES.items()}
     found |= {f"VQ-16, {dtype}": (tokenizer, options, dtype) for dtype in ("float32", "bfloat16")}
     found["commands"] = (commands, options)
+    found |= {f"by the thousand, {name}": (fitted, STARVED, whole_path, options, name)
+              for name in (*options.gpt_model, SHIPPED)}  # fmt: skip
     found |= {f"looking at {window} codes, {named(pictures)}": (looking_ahead, options, pictures, window)
               for pictures in AT_ONCE for window in WINDOWS}  # fmt: skip
     found |= {f"in {bits}": (fewer_bits, options, bits) for bits in BITS[options.device]}
@@ -129,11 +135,13 @@ def completed(options: SamplingBenchmark) -> SamplingBenchmark:
     if device not in WAYS:
         raise ValueError(f"--device {device}: the benchmark is for cpu and cuda")
     models, size, pictures = (given if own == "auto" else own for own, given in zip(
-        (options.gpt_model, options.image_size, options.pictures), GIVEN[device]))  # fmt: skip
+        (options.gpt_model, options.image_size, options.pictures), GIVEN[device][:3]))  # fmt: skip
     if size < DOWNSAMPLE or size % DOWNSAMPLE:
         raise ValueError(f"--image-size {size}: must be a multiple of {DOWNSAMPLE}, for VQ-16")
+    count = GIVEN[device][3] if options.many == "auto" else options.many
     output = f"benchmarks/results/sampling_{device}.md" if options.output == "auto" else options.output
-    return replace(options, device=device, gpt_model=models, image_size=size, pictures=pictures, output=output)
+    return replace(options, device=device, gpt_model=models, image_size=size, pictures=pictures, many=count,
+                   output=output)  # fmt: skip
 
 
 def compare(options: SamplingBenchmark) -> None:
@@ -158,6 +166,8 @@ def compare(options: SamplingBenchmark) -> None:
         f"{1e-9 / limits['float32 operation']:.0f} in float32.",
     ]
     for columns, rows, note in (
+        (MANY, many(options, figures), "What sample_c2i_ddp.py does with --per-proc-batch-size auto, after the first "
+         "batch where there are more. Busy is the driver's own figure."),
         (AHEAD, ahead(figures), f"Means of {DRAWS} batches; the pictures are the same but for rounding."),
         (FEWER, bits(options, figures), "Logits and codes are compared with float32's, after the same codes and with "
          "the same noise; pictures as they are sampled."),

@@ -8,9 +8,11 @@ import torch
 from support import ROOT
 
 from benchmarks import sampling_contenders as contenders
+from benchmarks import sampling_many as many
 from benchmarks import sampling_quality as quality
 from benchmarks import sampling_table as table
 from benchmarks.options import SamplingBenchmark
+from evaluations.images import PngWriter
 
 LIMITS = {"byte": 1e-9, "operation": 1e-10, "float32 operation": 1e-10, "bfloat16 operation": 1e-10, "width": 4}
 
@@ -81,6 +83,22 @@ def test_fewer_bits_are_compared_with_float32_after_the_same_codes(tiny, monkeyp
     assert same == {"distance": 0.0, "different": 0.0, "whole different": 0.0}
     assert 0.002 < less["distance"] < 0.1 and 0 < less["different"] < 0.3
     assert quality.decoded_in_bf16(options)["psnr"] > 40
+
+
+def test_the_whole_path_is_measured_with_every_picture_written(tiny, monkeypatch):
+    written, write = [], PngWriter.write
+    monkeypatch.setattr(PngWriter, "write", lambda self, part, pictures: written.extend(
+        (number, picture.shape) for number, picture in zip(part, pictures)) or write(self, part, pictures))  # fmt: skip
+    table.compare(replace(tiny, many=3, only=("by the thousand, GPT-1M",)))
+    assert written == [(number, (32, 32, 3)) for number in range(3)]
+    pictures, at_once, rate, hours, busy = lines(tiny)["GPT-1M"]
+    assert (pictures, at_once, busy) == ("3", "3", "") and float(rate) > 0
+    assert float(hours) == pytest.approx(50_000 / 3600 / float(rate), rel=0.1)
+    figures = {"by the thousand, the pair that ships": {"seconds": 0.02, "at once": 512, "idle": 0.03}}
+    assert many.many(table.completed(replace(tiny, many=100)), figures) == [
+        ["the pair that ships", "3,200", "512", "50.00", "0.3", "97 %"]]  # fmt: skip
+    starved = {"by the thousand, GPT-1M": table.STARVED}
+    assert many.many(table.completed(tiny), starved) == [["GPT-1M", "32", "does not fit", "", "", ""]]
 
 
 def test_one_that_runs_out_of_memory_does_not_fit_and_the_others_go_on(tiny, monkeypatch):

@@ -20,7 +20,7 @@ from autoregressive.options import GPTOptions
 from autoregressive.sample.batches import batch_size, let_go, smaller
 from autoregressive.sample.options import BatchOptions, SampleC2IMany, SampleT2IMany
 from autoregressive.sample.overlap import drawn, second_stream
-from autoregressive.sample.pace import Pace
+from autoregressive.sample.pace import Figures, Pace
 from autoregressive.sample.pipeline import Pipeline, load_pipeline, sampling_from
 from dataset.order import LABEL, draw
 from engine.distributed import Context, leave, setup
@@ -116,9 +116,9 @@ def models_of(options: SampleC2IMany | SampleT2IMany, pipeline: Pipeline) -> dic
 
 
 def sample_missing(pipeline: Pipeline, codes_of: Callable[[list[int]], Tensor], options: BatchOptions, size: int | None,
-                   folder: Path, todo: list[int], context: Context, sampling: Sampling) -> None:  # fmt: skip
-    """This rank's part of the pictures `todo`: their codes [B, N] by codes_of(numbers), resized to `size`, as PNGs.
-    Decoding (on a GPU) and writing them go on beside the sampling of the next batch."""
+                   folder: Path, todo: list[int], context: Context, sampling: Sampling) -> Figures | None:  # fmt: skip
+    """This rank's part of the pictures `todo`: their codes [B, N] by codes_of(numbers), resized to `size`, as PNGs; how
+    fast they were made. Decoding (on a GPU) and writing them go on beside the sampling of the next batch."""
     todo, quiet = todo[context.rank :: context.world], None if context.is_main else True
     batch = batch_size(pipeline, options, sampling, len(todo), context)
 
@@ -140,4 +140,4 @@ def sample_missing(pipeline: Pipeline, codes_of: Callable[[list[int]], Tensor], 
                 tqdm.write(f"process {context.rank}: out of memory; goes on with {batch} pictures at once")
             if todo:  # the error is gone, and with it what it held
                 let_go(pipeline)
-    pace.report(context)
+    return pace.report(context)

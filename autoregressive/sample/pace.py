@@ -61,12 +61,14 @@ class Pace:
         rate = (until.pictures - since.pictures) / max(until.seconds - since.seconds, 1e-9)
         return Figures(until.pictures, rate, sum(looks) / len(looks) if looks else None, since.pictures > 0)
 
-    def report(self, context: Context) -> None:
-        """The main process says it for all of them; all call it."""
-        every = context.gather(self.figures() if len(self.marks) > 1 else None)
+    def report(self, context: Context) -> "Figures | None":
+        """This process's figures; the main process says those of all of them, which all call it."""
+        own = self.figures() if len(self.marks) > 1 else None
+        every = context.gather(own)
         found = [figures for figures in every if figures]
         if found:
             print(in_words(found, context.device.type == "cuda"))
+        return own
 
 
 class Figures(NamedTuple):

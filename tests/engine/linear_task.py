@@ -5,7 +5,6 @@ python3 tests/engine/linear_task.py --results-dir DIR --run-name NAME --max-step
 
 import os
 import signal
-import sys
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import nn
 from torch.utils.data import Dataset, default_collate
 
 from dataset.loading import Feed
-from engine.config import parse
+from engine.config import run
 from engine.distributed import Context, leave
 from engine.optim import adamw
 from engine.options import OptimOptions, RunOptions
@@ -149,7 +148,10 @@ def train(options: LinearOptions, context: Context | None = None, checkpoint: st
     return trainer
 
 
-if __name__ == "__main__":
-    chosen = parse(LinearOptions, sys.argv[1:])
-    train(chosen, join(chosen))
+def main(options: LinearOptions) -> None:
+    train(options, join(options))
     leave()
+
+
+if __name__ == "__main__":
+    run(main, LinearOptions)
