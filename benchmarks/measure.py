@@ -54,7 +54,7 @@ def rounds(contenders: dict[str, tuple], repeats: int,
                     raise
                 figures = {**killed, "peak": float("inf")}
             before = best.get(name, figures)
-            best[name] = {key: min(value, before.get(key, value)) for key, value in figures.items()}
+            best[name] = before | {key: min(value, before.get(key, value)) for key, value in figures.items()}
     return best
 
 

@@ -71,9 +71,11 @@ def gpt_and_runner(options: SamplingBenchmark, name: str, way: str, *more: bool)
     from autoregressive.models.ways import make_runner
 
     usual = torch.get_default_dtype()
-    torch.set_default_dtype(precision(options))  # so that the weights never stand there in float32
-    model = Transformer(configuration(options, name)).eval().requires_grad_(False)
-    torch.set_default_dtype(usual)
+    try:
+        torch.set_default_dtype(precision(options))  # so that the weights never stand there in float32
+        model = Transformer(configuration(options, name)).eval().requires_grad_(False)
+    finally:
+        torch.set_default_dtype(usual)
     torch.nn.init.normal_(model.output.weight, std=0.02)
     return model, make_runner(way, model.to(options.device), *more)
 

@@ -20,7 +20,7 @@ def pipeline_with(options: SamplingBenchmark, name: str):
     from tokenizer.tokenizer_image.vq_load import Tokenizer
     from tokenizer.tokenizer_image.vq_model import VQ_models
 
-    model, runner = gpt_and_runner(options, name, "auto", options.device == "cuda")
+    model, runner = gpt_and_runner(options, name, "auto", compiles(options))
     vq = VQ_models["VQ-16"]().to(options.device, precision(options), memory_format=torch.channels_last)
     gpt = GPT(model, name, options.image_size, DOWNSAMPLE)
     return Pipeline(gpt, Tokenizer(vq.eval().requires_grad_(False), "VQ-16", ""), runner)
@@ -35,19 +35,32 @@ def whole_path(options: SamplingBenchmark, name: str) -> dict[str, float]:
     from engine.distributed import setup
 
     context = setup(options.device)
-    pipeline = pipeline_of(options, options.precision) if name == SHIPPED else pipeline_with(options, name)
+    pipeline = shipped(options) if name == SHIPPED else pipeline_with(options, name)
     sampling, classes, sizes = sampling_of(options), pipeline.gpt.model.config.num_classes, []
 
     def codes_of(part: list[int]) -> torch.Tensor:
-        sizes.append(len(part))
         numbers = torch.tensor(part)
-        return pipeline.codes(numbers.to(pipeline.device) % classes, sampling, pictures=numbers)
+        codes = pipeline.codes(numbers.to(pipeline.device) % classes, sampling, pictures=numbers)
+        sizes.append(len(part))  # did fit
+        return codes
 
-    todo = list(range(count_of(options, name)))
+    todo, batches = list(range(count_of(options, name))), BatchOptions("auto")
     with tempfile.TemporaryDirectory() as folder:
-        figures = sample_missing(pipeline, codes_of, BatchOptions("auto"), None, Path(folder), todo, context, sampling)
+        try:
+            figures = sample_missing(pipeline, codes_of, batches, None, Path(folder), todo, context, sampling)
+        except ValueError as error:  # not even one picture fits
+            raise torch.OutOfMemoryError(str(error)) from error
     return {"seconds": 1 / figures.rate, "at once": max(sizes)} | (
         {} if figures.busy is None else {"idle": 1 - figures.busy})  # fmt: skip
+
+
+def compiles(options: SamplingBenchmark) -> bool:
+    """Where samplers by the thousand compile by default, and it changes anything."""
+    return options.device == "cuda"
+
+
+def shipped(options: SamplingBenchmark):
+    return pipeline_of(options, options.precision, decode=options.precision, compiled=compiles(options))
 
 
 def count_of(options: SamplingBenchmark, name: str) -> int:

@@ -23,14 +23,16 @@ HELD_OUT = 2000  # held-out pictures, about
 BATCH = 250
 
 
-def pipeline_of(options: SamplingBenchmark, precision: str, runner: str = "auto", int8: bool = False, ahead: int = 1):
+def pipeline_of(options: SamplingBenchmark, precision: str, runner: str = "auto", int8: bool = False, ahead: int = 1,
+                decode: str = "none", compiled: bool = False):  # fmt: skip
     """The pair that ships."""
     from autoregressive.bundled import or_bundled
     from autoregressive.options import GPTOptions, MachineOptions
     from autoregressive.sample.pipeline import load_pipeline
     from tokenizer.tokenizer_image.vq_options import TokenizerOptions
 
-    machine = MachineOptions(precision, "none", options.device, runner, int8=int8, look_ahead=ahead)
+    machine = MachineOptions(precision, decode, options.device, runner, compile=compiled, int8=int8,
+                             look_ahead=ahead)  # fmt: skip
     return load_pipeline(*or_bundled(GPTOptions(), TokenizerOptions()), machine)
 
 

@@ -166,8 +166,9 @@ def compare(options: SamplingBenchmark) -> None:
         f"{1e-9 / limits['float32 operation']:.0f} in float32.",
     ]
     for columns, rows, note in (
-        (MANY, many(options, figures), "What sample_c2i_ddp.py does with --per-proc-batch-size auto, after the first "
-         "batch where there are more. Busy is the driver's own figure."),
+        (MANY, many(options, figures), "As sample_c2i_ddp.py makes them with --per-proc-batch-size auto and "
+         "--decode-precision like --precision, not resized; after the first batch where there are more. Busy is the "
+         "driver's own figure."),
         (AHEAD, ahead(figures), f"Means of {DRAWS} batches; the pictures are the same but for rounding."),
         (FEWER, bits(options, figures), "Logits and codes are compared with float32's, after the same codes and with "
          "the same noise; pictures as they are sampled."),

@@ -34,10 +34,14 @@ HEAVY = {
 MODELS = (
     "tokenizer/tokenizer_image/vq_model.py",
     "autoregressive/models/attend.py",
+    "autoregressive/models/cache.py",
+    "autoregressive/models/captured.py",
+    "autoregressive/models/draw.py",
     "autoregressive/models/gpt.py",
     "autoregressive/models/loss.py",
     "autoregressive/models/mask.py",
     "autoregressive/models/generate.py",
+    "autoregressive/models/packed.py",
     "autoregressive/models/runners.py",
 )
 # Written in the terms of a heavy package; they are imported inside functions in their turn.

@@ -7,6 +7,7 @@ import pytest
 import torch
 from support import ROOT
 
+from autoregressive.sample.pipeline import Pipeline
 from benchmarks import sampling_contenders as contenders
 from benchmarks import sampling_many as many
 from benchmarks import sampling_quality as quality
@@ -97,8 +98,20 @@ def test_the_whole_path_is_measured_with_every_picture_written(tiny, monkeypatch
     figures = {"by the thousand, the pair that ships": {"seconds": 0.02, "at once": 512, "idle": 0.03}}
     assert many.many(table.completed(replace(tiny, many=100)), figures) == [
         ["the pair that ships", "3,200", "512", "50.00", "0.3", "97 %"]]  # fmt: skip
-    starved = {"by the thousand, GPT-1M": table.STARVED}
-    assert many.many(table.completed(tiny), starved) == [["GPT-1M", "32", "does not fit", "", "", ""]]
+
+
+@pytest.mark.parametrize("room, said", [(1, "1"), (0, "does not fit")])
+def test_the_whole_path_says_what_did_fit(tiny, room, said, monkeypatch):
+    codes = Pipeline.codes
+
+    def small(self, labels, *given, **more):
+        if len(labels) > room:
+            raise torch.OutOfMemoryError
+        return codes(self, labels, *given, **more)
+
+    monkeypatch.setattr(Pipeline, "codes", small)
+    table.compare(replace(tiny, many=3, only=("by the thousand, GPT-1M",)))
+    assert lines(tiny)["GPT-1M"][:2] == ["3", said]
 
 
 def test_one_that_runs_out_of_memory_does_not_fit_and_the_others_go_on(tiny, monkeypatch):

@@ -4,11 +4,13 @@ Axes: B batch, H query heads, G key/value heads, T queries, S keys, K head width
 """
 
 from itertools import repeat
+from platform import machine
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+MULTIPLES = {"cuda": 8}  # by the kind of device
 FEW = 16  # queries up to which plain products are faster than the fused kernel where nothing is learnt
 WIDE = 2**22  # numbers of a cache that are converted at once; the next ones then take the same memory, not new
 SHORT = 256  # queries up to which, on a CPU, plain products train faster than the fused kernel
@@ -22,8 +24,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
     """
     learns, width = torch.is_grad_enabled() and q.requires_grad, q.shape[-1]
     scale = width**-0.5
-    if k.shape[-1] > width:
-        q = F.pad(q, (0, k.shape[-1] - width))
+    q = widened(q, k.shape[-1])
     if q.is_cpu and not dropout:
         if not learns and (q.shape[2] == 1 or q.shape[2] <= FEW and not causal):
             return attend_few(q, k, v, mask, scale)[..., :width]
@@ -36,16 +37,29 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
     return out[..., :width]
 
 
+@torch.compiler.assume_constant_result
 def multiplies(dtype: torch.dtype) -> bool:
-    """Whether this processor has fast products of matrices in `dtype`."""
-    if dtype == torch.bfloat16:
-        return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return dtype == torch.float32
+    """Whether this processor itself multiplies matrices in `dtype`; oneDNN plays it on many that do not."""
+    if dtype != torch.bfloat16:
+        return dtype == torch.float32
+    known = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return known and (machine() not in ("x86_64", "AMD64") or torch.cpu._is_avx512_bf16_supported())
+
+
+def width_in_memory(width: int, device: torch.device) -> int:
+    """The head width of caches: fused attention on GPUs wants MULTIPLES of 8, and GPT-3B's heads have 100."""
+    multiple = MULTIPLES.get(device.type, 1)
+    return -(-width // multiple) * multiple
+
+
+def widened(x: Tensor, width: int) -> Tensor:
+    """x [..., K] with columns of 0 up to `width`; they change no score."""
+    return F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x
 
 
 def attend_few(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """Few queries a head, by two batched products and a softmax in float32: the fused kernel takes 2 to 4 times as long
-    for one in bf16."""
+    for one in bf16. Scores are rounded to bf16, as in transformers' eager attention."""
     if not multiplies(k.dtype):
         at_once = max(1, WIDE // k[0].numel())
         masks = repeat(mask) if mask is None or len(mask) == 1 else mask.split(at_once)

@@ -15,8 +15,9 @@ from threading import Lock
 import torch
 from torch import Tensor
 
+from .cache import KVCache
 from .draw import Draw
-from .gpt import KVCache, Transformer
+from .gpt import Transformer
 from .runners import BucketRunner, CompiledRunner, Drawn, as_they_are, hidden
 
 CAPTURING = Lock()  # CUDA captures for one thread of a process at a time
@@ -26,7 +27,7 @@ class Place:
     """The memory that graphs read and write, for `rows` rows and all positions of pictures of `codes` codes."""
 
     def __init__(self, cache: KVCache, rows: int, length: int, codes: int, vocab_size: int):
-        device = cache.keys.device
+        device = cache.keys[0].device
         numbers = torch.zeros(rows, codes, dtype=torch.int64, device=device)
         self.cache, self.rows = cache, rows
         self.keys = torch.zeros(rows, 1, 1, length, dtype=torch.bool, device=device)
@@ -82,7 +83,7 @@ class CapturedRunner(BucketRunner):
             cache = super().allocate(rows, length, device, dtype)
             self.place = Place(cache, rows, length, args.block_size, args.vocab_size)
         cache = self.place.cache.view(batch=rows)
-        for part in cache:
+        for part in (*cache.keys, *cache.values):
             part.zero_()  # what is masked must still be a number
         return cache
 
@@ -91,7 +92,7 @@ class CapturedRunner(BucketRunner):
         if not isinstance(self.draw, Draw):  # logits are wanted, as tests do
             return super().look(codes)
         place, (pictures, count) = self.place, codes.shape
-        length, filters = self.rounded(self.filled + count), self.draw.sampling.filters
+        length, filters = self.rounded(self.filled + count), self.draw.filters
         place.codes[:pictures, :count] = codes
         for here, first in ((place.positions, self.filled + self.left_out), (place.slots, self.filled),
                             (place.numbers, self.filled - self.prefix + 1)):  # fmt: skip
@@ -112,7 +113,7 @@ class CapturedRunner(BucketRunner):
 
         def work() -> None:
             codes = place.codes[:pictures, :count].repeat(rows // pictures, 1)
-            logits = self.decode_bucket(codes, positions, slots, cache, hidden(slots, cache, keys))
+            logits = self.model.decode(codes, positions, slots, cache, hidden(slots, cache, keys), self.block)
             place.drawn[:pictures, :count] = self.drawn(draw, logits, numbers)
 
         return work

@@ -52,7 +52,7 @@ class Sampling:
 
     @property
     def filters(self) -> tuple[int, bool, bool]:
-        """Which operations draw a code: what of this is no number that a Draw holds in a tensor."""
+        """What decides which operations draw a code; scale, temperature and top-p are but numbers in them."""
         return self.top_k, self.top_p < 1, self.greedy
 
     def guided_codes(self, codes: int) -> int:
@@ -90,17 +90,17 @@ def filter_logits(logits: Tensor, top_k: int = 0, top_p: float | Tensor = 1.0) -
     return logits
 
 
-def fold(x: Tensor, shift: int) -> Tensor:
+def fold_(x: Tensor, shift: int) -> Tensor:
     """x ^ (x >> shift) of unsigned 32 bits, in place, on int32."""
     return x.bitwise_xor_((x >> shift).bitwise_and_(0xFFFFFFFF >> shift))
 
 
-def mix(x: Tensor) -> Tensor:
+def mix_(x: Tensor) -> Tensor:
     """A bijection of int32 that scatters its bits (C. Wellons's 'lowbias32'), in place; products wrap, as hardware's
     do."""
-    x = fold(x, 16).mul_(0x7FEB352D)
-    x = fold(x, 15).mul_(-2073254261)  # 0x846ca68b
-    return fold(x, 16)
+    x = fold_(x, 16).mul_(0x7FEB352D)
+    x = fold_(x, 15).mul_(-2073254261)  # 0x846ca68b
+    return fold_(x, 16)
 
 
 def halves(words: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,7 +115,7 @@ def noise_keys(seed: int, pictures: Tensor, positions: Tensor) -> Tensor:
     seed_words = torch.tensor(((seed & (1 << 64) - 1) ^ 1 << 63) - (1 << 63), device=pictures.device)
     key = torch.zeros((), dtype=torch.int32, device=pictures.device)
     for words in (*halves(seed_words), halves(positions)[0], *halves(pictures)):
-        key = mix(key ^ words)
+        key = mix_(key ^ words)
     return key
 
 
@@ -126,7 +126,7 @@ def gumbel_noise(keys: Tensor, vocabulary: Tensor) -> Tensor:
     most. In place as far as it goes: each step of it is as large as the logits.
     """
     keys = keys[..., None]
-    bits = mix(mix(vocabulary * -1640531527 ^ keys).add_(keys))  # [..., C]
+    bits = mix_(mix_(vocabulary * -1640531527 ^ keys).add_(keys))  # [..., C]
     # 31 bits, from the half-step on: fine near 0, where the largest noise comes from; never 0 and never 1.
     uniform = bits.bitwise_and_(0x7FFFFFFF).float().add_(0.5).mul_(2.0**-31).clamp_(max=1 - 2.0**-24)
     # -log1p(-uniform) by Kahan's identity: as exact, and PyTorch's own takes four times as long on a CPU.
@@ -150,7 +150,7 @@ class Draw:
         """codes: N; pictures int64 [B], on the device: their numbers in the run, which fix the noise with `seed`."""
         device = pictures.device
         number = partial(torch.tensor, dtype=torch.float32, device=device)
-        self.sampling = sampling
+        self.filters = sampling.filters
         self.keys = noise_keys(seed, pictures[:, None], torch.arange(codes, device=device))  # [B, N]
         self.scales = number([sampling.scale(i, codes) for i in range(codes)])  # [N]
         self.temperature, self.top_p = number(max(sampling.temperature, 1e-5)), number(sampling.top_p)
@@ -161,7 +161,7 @@ class Draw:
         (int64 [W]) in their pictures."""
         if len(logits) > len(self.keys):
             logits = guide(logits, self.scales[numbers][:, None])
-        top_k, nucleus, greedy = self.sampling.filters
+        top_k, nucleus, greedy = self.filters
         if greedy:
             return logits.argmax(-1)
         return choose(logits, self.noise(numbers), self.temperature, top_k, self.top_p if nucleus else 1.0)

@@ -85,7 +85,7 @@ def looking_ahead(runner: EagerRunner, out: Tensor, first: int, guided: int, win
     codes, guessed = out.shape[1], first
     while first + 1 < codes:
         count = min(window, (guided if first + 1 < guided else codes) - 1 - first)
-        again = min(window - count, first)  # right codes are looked at once more: all looks have one shape
+        again = min(window - count, first)  # right codes are looked at once more, so that most looks have one shape
         if guessed + 1 < first + count:
             fresh = torch.arange(guessed + 1, first + count, device=out.device)
             out[:, fresh] = draw.guess(fresh)

@@ -7,18 +7,19 @@ Axes: B batch, P condition (prefix) positions, N codes, T = P + N positions, D w
 K head width, C codes in the vocabulary, L layers.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from math import isqrt
 from operator import attrgetter
 from random import Random
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoregressive.models.attend import attention
+from autoregressive.models.attend import attention, widened
+from autoregressive.models.cache import KVCache
 from autoregressive.models.loss import code_loss, head_loss
 
 
@@ -74,30 +75,6 @@ class ModelArgs:
         if self.ffn_dim_multiplier is not None:
             width = int(self.ffn_dim_multiplier * width)
         return -(-width // self.multiple_of) * self.multiple_of
-
-
-class KVCache(NamedTuple):
-    """Keys and values of all layers, each [L, B, G, T, K]. Slicing T or B gives a view that shares memory.
-    K is a head's width, on GPUs filled up with 0: GPT-3B's is 100, and fused attention there needs MULTIPLES of 8."""
-
-    MULTIPLES = {"cuda": 8}  # by the kind of device
-
-    keys: Tensor
-    values: Tensor
-
-    @classmethod
-    def zeros(cls, args: ModelArgs, batch: int, length: int, device, dtype) -> "KVCache":
-        shape = (args.n_layer, batch, args.n_kv_head, length, cls.width(args, device))
-        return cls(torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype))
-
-    @classmethod
-    def width(cls, args: ModelArgs, device) -> int:
-        multiple = cls.MULTIPLES.get(torch.device(device).type, 1)
-        return -(-args.head_width // multiple) * multiple
-
-    def view(self, batch: int | None = None, length: int | None = None) -> "KVCache":
-        """The first `batch` rows and the first `length` positions."""
-        return KVCache(*(t[:, :batch, :, :length] for t in self))
 
 
 def rotary_2d(grid: int, head_width: int, base: float, prefix: int) -> Tensor:
@@ -174,8 +151,8 @@ class Attention(nn.Module):
     def cached(self, x, rotary, keys: Tensor, values: Tensor, slots: Tensor, mask: Tensor | None, causal: bool):
         """Write the keys and values of x into `slots` of the cache [B, G, T, K], then attend to all of it."""
         q, k, v = self.project(x, rotary)
-        keys[..., : self.head_width].index_copy_(2, slots, k)
-        values[..., : self.head_width].index_copy_(2, slots, v)
+        keys.index_copy_(2, slots, widened(k, keys.shape[-1]))
+        values.index_copy_(2, slots, widened(v, keys.shape[-1]))
         return self.attend(q, keys, values, mask, causal)
 
 
@@ -209,6 +186,11 @@ class TransformerBlock(nn.Module):
     def cached(self, x, rotary, keys, values, slots, mask, causal) -> Tensor:
         h = x + self.attention.cached(self.attention_norm(x), rotary, keys, values, slots, mask, causal)
         return h + self.feed_forward(self.ffn_norm(h))
+
+
+def run_block(layer: TransformerBlock, *given) -> Tensor:
+    """Its cached()."""
+    return layer.cached(*given)
 
 
 class LabelEmbedder(nn.Module):
@@ -348,23 +330,25 @@ class Transformer(nn.Module):
         return self.output(h[:, -1])
 
     def decode(
-        self, codes: Tensor, positions: Tensor, slots: Tensor, cache: KVCache, mask: Tensor | None = None
-    ) -> Tensor:
+        self, codes: Tensor, positions: Tensor, slots: Tensor, cache: KVCache, mask: Tensor | None = None,
+        block: Callable[..., Tensor] = run_block,
+    ) -> Tensor:  # fmt: skip
         """Codes [B, W] stand at `positions` (int64 [W]: cls_token_num for the first code); logits [B, W, C] of what
         follows each. W is 1, or more where some of the codes are guesses.
 
         `slots` int64 [W]: where the cache keeps them, earlier than `positions` by the condition rows that were left
         out. Attends to all slots of `cache` that mask ([B or 1, 1, W, T]; bool: true = may attend, or added to the
-        scores) allows; None: to all of them, so the caller passes a view that ends at a single slot.
+        scores) allows; None: to all of them, so the caller passes a view that ends at a single slot. block: what
+        runs a block, in run_block's stead.
         """
-        h = self._cached(self.tok_embeddings(codes), cache, positions, slots, mask, causal=False)
+        h = self._cached(self.tok_embeddings(codes), cache, positions, slots, mask, False, block)
         return self.output(h)
 
-    def _cached(self, h: Tensor, cache: KVCache, positions: Tensor, slots: Tensor, mask: Tensor | None,
-                causal: bool) -> Tensor:  # fmt: skip
+    def _cached(self, h: Tensor, cache: KVCache, positions: Tensor, slots: Tensor, mask: Tensor | None, causal: bool,
+                block: Callable[..., Tensor] = run_block) -> Tensor:  # fmt: skip
         rotary = self.rotary(h.device)[positions]
         for layer, keys, values in zip(self.layers, cache.keys, cache.values):
-            h = layer.cached(h, rotary, keys, values, slots, mask, causal)
+            h = block(layer, h, rotary, keys, values, slots, mask, causal)
         return self.norm(h)
 
 

@@ -7,7 +7,7 @@ Int8Linear does the same with eight bits a weight.
 Axes: B batch, T positions, R = B * T rows, D width, H query heads, G key/value heads, K head width, S cached positions.
 """
 
-from functools import cache
+from functools import cache, partial
 from math import prod
 
 import torch
@@ -15,14 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attend import attention as attend
-from .attend import multiplies
-from .gpt import KVCache, ModelArgs, RMSNorm, Transformer, TransformerBlock
+from .cache import KVCache
+from .gpt import ModelArgs, RMSNorm, Transformer, TransformerBlock
 from .runners import BucketRunner
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether this processor has kernels for packed matrices."""
-    return device.type == "cpu" and torch.backends.mkldnn.is_available() and multiplies(dtype)
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class PackedLinear(nn.Module):
@@ -107,11 +109,11 @@ def int8_product(x: Tensor, middle: int, packed: Tensor, scales: Tensor, zeros: 
 def steps_of_inputs() -> int:
     """Into how many steps to either side of 0 the inputs of Int8Linear are rounded. Where a processor has no
     instructions for them (VNNI), oneDNN adds two products in 16 bits, which only those of half the range always fit."""
-    weight, ones = torch.full((1, 2), Int8Linear.STEPS, dtype=torch.int8), torch.ones(1)
-    packed = torch.ops.onednn.qlinear_prepack(weight, None)
-    highest = torch.full((1, 2), 255, dtype=torch.uint8)
-    right = int8_product(highest, 0, packed, ones, ones.int() * 0).item() == 2 * 255 * Int8Linear.STEPS
-    return Int8Linear.STEPS if right else Int8Linear.STEPS // 2
+    steps, width, full = Int8Linear.STEPS, 1024, partial(torch.full, device="cpu")
+    packed = torch.ops.onednn.qlinear_prepack(full((8, width), steps, dtype=torch.int8), None)
+    scales, zeros = full((8,), 1.0, dtype=torch.float32), full((8,), 0, dtype=torch.int32)
+    highest = int8_product(full((1, width), 255, dtype=torch.uint8), 0, packed, scales, zeros)
+    return steps if (highest == width * 255 * steps).all() else steps // 2
 
 
 class PackedBlock(nn.Module):
@@ -207,4 +209,4 @@ class PackedRunner(BucketRunner):
         pack(model)
 
     def allocate(self, rows: int, length: int, device: torch.device, dtype: torch.dtype) -> GrowingCache:
-        return GrowingCache(self.model.config, rows, self.rounded(length), dtype)
+        return GrowingCache(self.model.config, rows, length, dtype)

@@ -10,11 +10,13 @@ are looked at together, C codes in the vocabulary.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from .gpt import KVCache, Transformer
+from .cache import KVCache
+from .gpt import Transformer, run_block
 from .mask import key_mask, sequence_mask
 
 Drawn = Callable[[Tensor, Tensor], Tensor]  # float32 logits [R, W, C] and the codes' numbers int64 [W] -> codes [B, W]
@@ -34,7 +36,7 @@ class EagerRunner:
 
     def __init__(self, model: Transformer):
         self.model = model
-        self.drawn = drawn
+        self.block, self.drawn = run_block, drawn
         self.cache = None
         self.keys: Tensor | None = None  # which cached positions may be attended to, bool [R, 1, 1, T]; None: all
 
@@ -55,14 +57,19 @@ class EagerRunner:
         self.rows, self.prefix, self.left_out, self.draw = len(cond), prefix, args.cls_token_num - prefix, draw
         self.filled = prefix + (0 if known is None else known.shape[1])
         self.numbers = torch.arange(length + self.left_out + 1, device=gain.device)
-        self.cache = self.allocate(self.rows, length, gain.device, gain.dtype)
+        self.cache = self.allocate(self.rows, self.rounded(length), gain.device, gain.dtype)
         self.keys = None if valid is None else key_mask(valid, length)
         mask = None if valid is None else sequence_mask(valid, self.filled)
         logits = self.model.prefill(cond, self.cache, mask, known)
         return self.drawn(draw, logits[:, None], self.counted(self.filled - prefix))[:, 0]
 
     def allocate(self, rows: int, length: int, device: torch.device, dtype: torch.dtype) -> KVCache:
-        return KVCache.zeros(self.model.config, rows, length, device, dtype)
+        args = self.model.config
+        return KVCache.zeros(args.n_layer, (rows, args.n_kv_head, length, args.head_width), device, dtype)
+
+    def rounded(self, length: int) -> int:
+        """How many positions the cache has for so many."""
+        return length
 
     def counted(self, first: int, count: int = 1) -> Tensor:
         """first, first + 1, ...: int64 [count], which stand on the device already."""
@@ -91,7 +98,7 @@ class EagerRunner:
         cache, mask = self.cache.view(length=length), None if self.keys is None else self.keys[..., :length]
         if codes.shape[1] > 1:
             mask = hidden(slots, cache, mask)
-        return self.model.decode(codes, positions, slots, cache, mask)
+        return self.model.decode(codes, positions, slots, cache, mask, self.block)
 
     def keep(self, rows: int) -> None:
         """Go on with the first `rows` rows: the second branch of guidance is over."""
@@ -110,9 +117,6 @@ class BucketRunner(EagerRunner):
 
     BUCKET = 256  # positions
 
-    def allocate(self, rows: int, length: int, device: torch.device, dtype: torch.dtype) -> KVCache:
-        return super().allocate(rows, self.rounded(length), device, dtype)
-
     def rounded(self, length: int) -> int:
         return -(-length // self.BUCKET) * self.BUCKET
 
@@ -122,11 +126,7 @@ class BucketRunner(EagerRunner):
         if keys is not None:
             keys = torch.nn.functional.pad(keys, (0, length - keys.shape[-1]))
         cache = self.cache.view(length=length)
-        return self.decode_bucket(codes, positions, slots, cache, hidden(slots, cache, keys))
-
-    def decode_bucket(self, *given) -> Tensor:
-        """What the model's decode does; its arguments."""
-        return self.model.decode(*given)
+        return self.model.decode(codes, positions, slots, cache, hidden(slots, cache, keys), self.block)
 
 
 def hidden(slots: Tensor, cache: KVCache, keys: Tensor | None) -> Tensor:
@@ -139,14 +139,14 @@ def hidden(slots: Tensor, cache: KVCache, keys: Tensor | None) -> Tensor:
 
 
 class CompiledRunner(BucketRunner):
-    """torch.compile of the step, once a bucket, and of the choice of a code."""
+    """torch.compile of a block, once a bucket for all of them, and of the choice of a code."""
 
     SHAPES = 256  # of buckets and batches; beyond torch's default of 8 steps would run plainly, without a word
 
     def __init__(self, model: Transformer):
         super().__init__(model)
-        self.decode_bucket = torch.compile(model.decode, dynamic=False)
-        self.drawn = torch.compile(drawn, dynamic=False)
+        compiled = partial(torch.compile, dynamic=False, fullgraph=True)
+        self.block, self.drawn = compiled(run_block), compiled(drawn)
 
     def start(self, *given) -> Tensor:
         limits = torch._dynamo.config  # of this thread alone, in newer versions of torch: not to be set once for all

@@ -12,15 +12,14 @@ import socket
 
 import torch
 
+from autoregressive.models.attend import width_in_memory
 from autoregressive.models.generate import Sampling
-from autoregressive.models.gpt import KVCache
 from autoregressive.sample.options import BatchOptions
 from autoregressive.sample.pipeline import Pipeline
 from engine.distributed import Context
 
 FLAG = "--per-proc-batch-size"
 SPARE = 0.1  # of the free memory: for the allocator's gaps, the libraries' workspaces and a text encoder's activations
-BUCKET = 256  # positions: compiled steps want the cache's length to be a multiple
 # What is held at once: by count, and half as much or more again for what operations take within themselves.
 CHOICE = 24  # vectors of C float32, by the choice of a code: the noise's hashes, or a sort
 LAYER = (8, 4)  # times D, and times the feed-forward's width, by the prefill for each position of the condition
@@ -82,8 +81,8 @@ def bytes_a_picture(pipeline: Pipeline, sampling: Sampling) -> int:
     """What sampling takes for each picture of a batch: keys and values of all positions, its condition's prefill, and
     the choice of a code."""
     args, width = pipeline.gpt.model.config, pipeline.gpt.model.norm.weight.element_size()
-    positions = -(-(args.cls_token_num + args.block_size - 1) // BUCKET) * BUCKET  # the last code is not kept
-    cache = 2 * args.n_layer * args.n_kv_head * KVCache.width(args, pipeline.device) * positions * width
+    positions = pipeline.runner.rounded(args.cls_token_num + args.block_size - 1)  # the last code is not kept
+    cache = 2 * args.n_layer * args.n_kv_head * width_in_memory(args.head_width, pipeline.device) * positions * width
     prefill = args.cls_token_num * (LAYER[0] * args.dim + LAYER[1] * args.ffn_width) * width
     captions = args.cls_token_num * args.caption_dim * 4 if args.model_type == "t2i" else 0
     return rows_of(sampling) * (cache + prefill + captions) + pipeline.window * CHOICE * args.vocab_size * 4

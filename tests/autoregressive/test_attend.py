@@ -88,6 +88,15 @@ def test_few_queries_attend_alike_with_kernels_for_bf16_and_without(queries, mas
     assert len(products) == 2 * 3 * (1 if kernels else 2)  # 3 + 2 + 1 parts
 
 
+@pytest.mark.parametrize("sharp", [1, 10])
+def test_scores_that_are_rounded_to_bf16_cost_little(sharp):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(8, 4, length, 64).bfloat16() for length in (1, 256, 256))
+    exact = F.scaled_dot_product_attention(sharp * q.float(), k.float(), v.float())
+    found = attend.attention(sharp * q, k, v, None, causal=False)
+    assert (found.float() - exact).norm() < 0.02 * exact.norm()
+
+
 def test_dropped_weights_are_scaled_up():
     q, k, v = inputs()
     torch.manual_seed(1)

@@ -90,7 +90,7 @@ def test_no_second_branch_is_computed_for_codes_that_are_known(monkeypatch):
 def test_the_compiled_step_goes_on_from_known_codes_too(monkeypatch):
     monkeypatch.setattr(CompiledRunner, "BUCKET", 8)
     model, cond, valid = small("t2i")
-    monkeypatch.setattr(torch, "compile", lambda step, dynamic: step)  # its masks and buckets are what is looked at
+    monkeypatch.setattr(torch, "compile", lambda step, **_: step)  # its masks and buckets are what is looked at
     whole = decode_codes(EagerRunner(model), cond, 16, SETTINGS["guided"], 5, torch.arange(3), valid)
     again = decode_codes(CompiledRunner(model), cond, 16, SETTINGS["guided"], 5, torch.arange(3), valid,
                          known=whole[:, :6])  # fmt: skip

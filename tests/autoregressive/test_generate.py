@@ -2,7 +2,6 @@
 
 import json
 import re
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from autoregressive.models.draw import SCHEDULES, Draw, Sampling, choose, filter
 from autoregressive.models.generate import decode_codes, generate
 from autoregressive.models.gpt import ModelArgs, Transformer
 from autoregressive.models.mask import sequence_mask
-from autoregressive.models.runners import CompiledRunner, EagerRunner
+from autoregressive.models.runners import EagerRunner
 from golden.fill import integers, uniform
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -232,7 +231,7 @@ def test_without_guidance_there_is_no_second_branch():
     model, sampling = tiny(), Sampling(cfg_scale=1.0)
     runner = EagerRunner(model)
     seen = []
-    found = decode(runner, labels(), sampling, on_code=lambda i, out: seen.append(runner.cache.keys.shape[1]))
+    found = decode(runner, labels(), sampling, on_code=lambda i, out: seen.append(len(runner.cache.keys[0])))
     assert set(seen) == {3}
     assert torch.equal(found, slow_codes(model, labels(), sampling, 0))
 
@@ -262,7 +261,7 @@ def test_captions_of_other_lengths_beside_it_change_no_picture():
         runner, length = EagerRunner(model), int(valid[row].sum())
         short = cond[[row], -length:], valid[[row], -length:]
         seen = decode(runner, short[0], sampling, [number], valid=short[1],
-                      on_code=lambda i, out, r=runner: lengths.append((r.cache.keys.shape[3], r.keys)))  # fmt: skip
+                      on_code=lambda i, out, r=runner: lengths.append((r.cache.keys[0].shape[2], r.keys)))  # fmt: skip
         assert torch.equal(seen[0], together[row])
         assert {size for size, _ in lengths[-16:]} == {length + 15} and all(keys is None for _, keys in lengths)
 
@@ -336,44 +335,6 @@ def test_on_code_sees_each_code_as_it_is_chosen():
     seen = []
     codes = decode(EagerRunner(tiny()), labels(), Sampling(), on_code=lambda i, out: seen.append(out[:, i].clone()))
     assert torch.equal(torch.stack(seen, dim=1), codes)
-
-
-# ---- compiled steps
-
-
-class SmallBuckets(CompiledRunner):
-    BUCKET = 8  # three of them in 1 + 15 positions and two in a part of them
-
-
-@pytest.mark.parametrize("name", ["tiny_c2i", "tiny_gqa", "tiny_t2i"])
-def test_buckets_and_their_masks_change_nothing(name, monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
-    model, sampling = tiny(name), Sampling(cfg_scale=2.0, cfg_interval=9)
-    cond, valid = captions() if name == "tiny_t2i" else (labels(), None)
-    runner = SmallBuckets(model)
-    eager = decode(EagerRunner(model), cond, sampling, valid=valid)
-    assert torch.equal(decode(runner, cond, sampling, valid=valid), eager)
-    assert torch.equal(decode(runner, cond, sampling, valid=valid), eager), "a second batch reads nothing of the first"
-
-
-def test_the_step_compiles_once_a_bucket_and_equals_eager(monkeypatch):
-    graphs = []
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return graph
-
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend, fullgraph=True))
-    torch._dynamo.reset()
-    model, sampling = tiny(), Sampling(cfg_scale=2.0)
-    runner = SmallBuckets(model)
-    assert torch.equal(decode(runner, labels(), sampling), decode(EagerRunner(model), labels(), sampling))
-    assert len(graphs) == 2 + 1  # positions 1..7 and 8..15, and the choice of a code
-    for rows in range(2, 7):  # the last batch of a sampler, guided and not: torch would give up after eight
-        for scale in (1.0, 2.0):
-            decode(runner, torch.arange(rows) % 3, Sampling(cfg_scale=scale))
-    shapes = {rows * guided for rows in range(2, 7) for guided in (1, 2)} - {2 * len(labels())}
-    assert len(graphs) == 2 * (1 + len(shapes)) + 5 * 2 > 16  # a choice is one for guided and plain rows each
 
 
 # ---- generate(), the published call

@@ -79,7 +79,8 @@ def test_what_a_picture_is_said_to_take_is_what_it_takes():
                          on_code=second_step)  # fmt: skip
         taken.append(live.peak - before)
     each = (taken[1] - taken[0]) / (counts[1] - counts[0])
-    loaded = SimpleNamespace(gpt=SimpleNamespace(model=gpt), window=1, device=torch.device("cpu"))
+    loaded = SimpleNamespace(gpt=SimpleNamespace(model=gpt), window=1, device=torch.device("cpu"),
+                             runner=EagerRunner(gpt))  # fmt: skip
     said = batches.bytes_a_picture(loaded, GUIDED)
     assert each <= said < 1.3 * each
 

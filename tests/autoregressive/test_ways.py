@@ -13,9 +13,9 @@ import torch
 from tiny_gpts import KINDS, SETTINGS, model_of, packs, sampled
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from autoregressive.models import attend
 from autoregressive.models.captured import CapturedRunner
 from autoregressive.models.draw import Sampling
-from autoregressive.models.gpt import KVCache
 from autoregressive.models.packed import PackedRunner, can_pack, pack
 from autoregressive.models.runners import BucketRunner, EagerRunner
 from autoregressive.models.ways import make_runner
@@ -74,12 +74,13 @@ def test_nothing_is_left_of_earlier_calls(way, kind):
 @pytest.mark.parametrize("way", [EagerRunner, Buckets, Traced])
 def test_a_cache_may_be_wider_than_the_heads(way, monkeypatch):
     expected = sampled(EagerRunner(model_of("t2i")), "t2i", SETTINGS["guided"])
-    monkeypatch.setitem(KVCache.MULTIPLES, "cpu", 24)  # as GPUs ask for multiples of 8; the heads have 16
+    monkeypatch.setitem(attend.MULTIPLES, "cpu", 24)  # as GPUs ask for multiples of 8; the heads have 16
     runner = way(model_of("t2i"))
     seen, allocate = [], runner.allocate
     monkeypatch.setattr(runner, "allocate", lambda *given: seen.append(allocate(*given)) or seen[-1])
-    assert torch.equal(sampled(runner, "t2i", SETTINGS["guided"]), expected)
-    assert seen[0].keys.shape[-1] == seen[0].values.shape[-1] == 24
+    for window in (1, 5):
+        assert torch.equal(sampled(runner, "t2i", SETTINGS["guided"], window=window), expected)
+    assert {layer.shape[-1] for part in seen[0] for layer in part} == {24}
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
@@ -120,13 +121,17 @@ def test_a_completion_looks_ahead_too(kind, known):
     assert torch.equal(sampled(runner, kind, SETTINGS["guided"], window=6, known=kept), expected)
 
 
-def test_all_looks_have_one_shape():
-    """Each would be compiled, or captured: at the end of the picture, and where guidance ends after code 11."""
-    runner, shapes = EagerRunner(model_of()), []
-    look = runner.look
+@pytest.mark.parametrize("window, interval, first, looks", [
+    (8, 10, 0, {8}), (8, -1, 0, {8}), (8, 10, 20, {8}), (16, 10, 0, {11, 16}), (8, 0, 0, {1, 8}), (100, -1, 0, {35}),
+])  # fmt: skip
+def test_looks_have_one_shape_but_where_fewer_codes_are_there(window, interval, first, looks):
+    """Each is compiled, or captured: at the end of the picture, and where guidance ends after code interval + 1."""
+    runner, shapes, sampling = EagerRunner(model_of()), [], Sampling(cfg_scale=2.0, cfg_interval=interval)
+    expected, look = sampled(runner, "c2i", sampling), runner.look
     runner.look = lambda codes: shapes.append(codes.shape[1]) or look(codes)
-    sampled(runner, "c2i", SETTINGS["guided"], window=8)
-    assert set(shapes) == {8}
+    known = expected[:, :first] if first else None
+    assert torch.equal(sampled(runner, "c2i", sampling, window=window, known=known), expected)
+    assert set(shapes) == looks
 
 
 def test_each_code_is_reported_once_when_it_is_right():
@@ -194,7 +199,7 @@ def test_a_graph_reads_nothing_that_the_next_call_has_not(kind):
     sampled(runner, kind, SETTINGS["guided"])
     model = runner.model
     kept = [*model.state_dict().values(), model.rotary(torch.device("cpu")), *vars(runner.place).values()]
-    kept = [tensor for part in kept for tensor in (part if isinstance(part, tuple) else [part])]
+    kept = [tensor for part in kept for tensor in (sum(part, []) if isinstance(part, tuple) else [part])]
     lasting = {tensor.untyped_storage().data_ptr() for tensor in kept if isinstance(tensor, torch.Tensor)}
     reads = [getattr(runner.last, node.target) for node in runner.last.graph.nodes if node.op == "get_attr"]
     assert len(reads) > 20
@@ -231,7 +236,7 @@ def test_what_is_masked_is_forgotten():
     runner, expected = Traced(model_of()), sampled(EagerRunner(model_of()), "c2i", SETTINGS["guided"])
     sampled(runner, "c2i", SETTINGS["guided"])
     with torch.inference_mode():
-        for part in runner.place.cache:
+        for part in sum(runner.place.cache, []):
             part.fill_(float("nan"))
     assert torch.equal(sampled(runner, "c2i", SETTINGS["guided"]), expected)
 
