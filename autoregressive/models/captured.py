@@ -32,7 +32,7 @@ class Place:
         self.cache, self.rows = cache, rows
         self.keys = torch.zeros(rows, 1, 1, length, dtype=torch.bool, device=device)
         self.codes, self.drawn = numbers.clone(), numbers.clone()
-        self.positions, self.slots, self.numbers = (numbers[0].clone() for _ in range(3))
+        self.steps = torch.zeros(3, codes, dtype=torch.int64, device=device)  # positions, slots, numbers of the next
         self.noise = numbers.int()
         self.scales = torch.zeros(codes, device=device, dtype=torch.float32)
         self.temperature, self.top_p = self.scales[0].clone(), self.scales[0].clone()
@@ -73,6 +73,8 @@ class CapturedRunner(BucketRunner):
             self.place.keys[: self.rows, ..., : self.keys.shape[-1]] = self.keys
         if isinstance(draw, Draw):
             self.draw = self.place.fixed(draw)
+            fed, prefix = self.counted(0, codes), self.prefix
+            self.steps = torch.stack([fed + prefix + self.left_out, fed + prefix, fed + 1])  # for each code that is fed
         return drawn
 
     def allocate(self, rows: int, length: int, device: torch.device, dtype: torch.dtype) -> KVCache:
@@ -94,9 +96,8 @@ class CapturedRunner(BucketRunner):
         place, (pictures, count) = self.place, codes.shape
         length, filters = self.rounded(self.filled + count), self.draw.filters
         place.codes[:pictures, :count] = codes
-        for here, first in ((place.positions, self.filled + self.left_out), (place.slots, self.filled),
-                            (place.numbers, self.filled - self.prefix + 1)):  # fmt: skip
-            here[:count] = self.counted(first, count)
+        first = self.filled - self.prefix
+        place.steps[:, :count] = self.steps[:, first : first + count]
         key = (pictures, self.rows, count, length, self.keys is not None, filters)
         if key not in self.graphs:
             if len(self.graphs) >= self.GRAPHS:
@@ -109,7 +110,7 @@ class CapturedRunner(BucketRunner):
         """look() without a number that changes."""
         place, draw = self.place, self.draw
         cache, keys = place.cache.view(rows, length), None if self.keys is None else place.keys[:rows, ..., :length]
-        positions, slots, numbers = (t[:count] for t in (place.positions, place.slots, place.numbers))
+        positions, slots, numbers = place.steps[:, :count]
 
         def work() -> None:
             codes = place.codes[:pictures, :count].repeat(rows // pictures, 1)
