@@ -69,11 +69,12 @@ class Int8Linear(nn.Module):
         self.zeros = torch.zeros(len(weight), dtype=torch.int32)
 
     def forward(self, x: Tensor) -> Tensor:
-        wide, steps = x.float(), steps_of_inputs()
-        scales = (wide.abs().amax(-1, keepdim=True) / steps).clamp(min=torch.finfo(torch.float32).tiny)
+        steps = steps_of_inputs()
+        largest = torch.linalg.vector_norm(x, float("inf"), -1, keepdim=True, dtype=torch.float32)
+        scales = largest.div_(steps).clamp_(min=torch.finfo(torch.float32).tiny)
         middle = steps + 1  # the kernels take x unsigned
-        rounded = (wide / scales).add_(middle + 0.5).to(torch.uint8)
-        return (int8_product(rounded, middle, self.packed, self.scales, self.zeros) * scales).type_as(x)
+        rounded = (x / scales).add_(middle + 0.5).to(torch.uint8)
+        return int8_product(rounded, middle, self.packed, self.scales, self.zeros).mul_(scales).type_as(x)
 
     def silu(self, x: Tensor) -> Tensor:
         return F.silu(self(x))
