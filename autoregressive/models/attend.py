@@ -59,8 +59,12 @@ def widened(x: Tensor, width: int) -> Tensor:
 
 def attend_few(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """Few queries a head, by two batched products and a softmax in float32: the fused kernel takes 2 to 4 times as long
-    for one in bf16. Scores are rounded to bf16, as in transformers' eager attention."""
-    if not multiplies(k.dtype):
+    for one in bf16.
+
+    In bf16 themselves where the processor multiplies it, and keys and values have no gaps: a product with gaps copies
+    them, and one is built for each length that there is. Scores are then rounded, as in transformers' eager attention.
+    """
+    if k.dtype != torch.float32 and not (multiplies(k.dtype) and k.is_contiguous()):
         at_once = max(1, WIDE // k[0].numel())
         masks = repeat(mask) if mask is None or len(mask) == 1 else mask.split(at_once)
         parts = zip(q.split(at_once), k.split(at_once), v.split(at_once), masks)

@@ -63,15 +63,17 @@ def test_heads_that_are_widened_by_zeros_attend_alike(queries, causal):
     torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("gaps", [True, False])
 @pytest.mark.parametrize("kernels", [True, False])
 @pytest.mark.parametrize("masked", ["no", "all alike", "each row", "added"])
 @pytest.mark.parametrize("queries", [1, 5])
-def test_few_queries_attend_alike_with_kernels_for_bf16_and_without(queries, masked, kernels, monkeypatch):
-    """Without them, however many rows are converted to float32 at once."""
+def test_few_queries_attend_alike_with_kernels_for_bf16_and_without(queries, masked, kernels, gaps, monkeypatch):
+    """Without them, or with gaps, however many rows are converted to float32 at once."""
     products, few = [], torch.Tensor.__matmul__
     monkeypatch.setattr(attend, "multiplies", lambda dtype: kernels or dtype == torch.float32)
     monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: products.append(a.dtype) or few(a, b))
     q, k, v = (each.detach() for each in inputs(groups=2, queries=queries, dtype=torch.bfloat16))
+    k, v = (k, v) if gaps else (k.contiguous(), v.contiguous())
     seen = torch.arange(12) <= 12 - queries + torch.arange(queries)[:, None]  # [T, S]
     if masked == "each row":
         seen = seen & (torch.arange(12) >= torch.tensor([0, 3, 5])[:, None, None, None])
@@ -84,8 +86,9 @@ def test_few_queries_attend_alike_with_kernels_for_bf16_and_without(queries, mas
         found = attend.attention(q, k, v, mask, causal=False)
         assert found.dtype == torch.bfloat16
         torch.testing.assert_close(found.float(), exact, atol=0.01, rtol=0.01)
-    assert set(products) == {torch.bfloat16 if kernels else torch.float32}
-    assert len(products) == 2 * 3 * (1 if kernels else 2)  # 3 + 2 + 1 parts
+    whole = kernels and not gaps
+    assert set(products) == {torch.bfloat16 if whole else torch.float32}
+    assert len(products) == 2 * 3 * (1 if whole else 2)  # 3 + 2 + 1 parts
 
 
 @pytest.mark.parametrize("sharp", [1, 10])
