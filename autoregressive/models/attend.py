@@ -37,13 +37,18 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
     return out[..., :width]
 
 
+def has_kernels(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies matrices in `dtype` here; it plays bf16 on many processors that have it not."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 @torch.compiler.assume_constant_result
-def multiplies(dtype: torch.dtype) -> bool:
-    """Whether this processor itself multiplies matrices in `dtype`; oneDNN plays it on many that do not."""
-    if dtype != torch.bfloat16:
-        return dtype == torch.float32
-    known = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return known and (machine() not in ("x86_64", "AMD64") or torch.cpu._is_avx512_bf16_supported())
+def multiplies_bf16() -> bool:
+    """Whether this processor does so itself."""
+    native = machine() not in ("x86_64", "AMD64") or torch.cpu._is_avx512_bf16_supported()
+    return native and has_kernels(torch.bfloat16)
 
 
 def width_in_memory(width: int, device: torch.device) -> int:
@@ -64,7 +69,8 @@ def attend_few(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: floa
     In bf16 themselves where the processor multiplies it, and keys and values have no gaps: a product with gaps copies
     them, and one is built for each length that there is. Scores are then rounded, as in transformers' eager attention.
     """
-    if k.dtype != torch.float32 and not (multiplies(k.dtype) and k.is_contiguous()):
+    native = k.dtype == torch.bfloat16 and k.is_contiguous() and multiplies_bf16()
+    if k.dtype != torch.float32 and not native:
         at_once = max(1, WIDE // k[0].numel())
         masks = repeat(mask) if mask is None or len(mask) == 1 else mask.split(at_once)
         parts = zip(q.split(at_once), k.split(at_once), v.split(at_once), masks)

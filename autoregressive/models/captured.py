@@ -44,8 +44,7 @@ class Place:
         self.noise[:pictures, :codes] = draw.keys
         self.scales[:codes] = draw.scales
         draw.keys, draw.scales, draw.vocabulary = self.noise[:pictures], self.scales, self.vocabulary
-        for name in ("temperature", "top_p"):
-            setattr(draw, name, getattr(self, name).copy_(getattr(draw, name)))
+        draw.temperature, draw.top_p = self.temperature.copy_(draw.temperature), self.top_p.copy_(draw.top_p)
         return draw
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attend import attention as attend
+from .attend import has_kernels
 from .cache import KVCache
 from .gpt import ModelArgs, RMSNorm, Transformer, TransformerBlock
 from .runners import BucketRunner
@@ -22,9 +23,7 @@ from .runners import BucketRunner
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether this processor has kernels for packed matrices."""
-    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    return dtype == torch.float32 or dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return device.type == "cpu" and has_kernels(dtype)
 
 
 class PackedLinear(nn.Module):
