@@ -67,12 +67,13 @@ class MachineOptions(PrecisionOptions):
     """cuda, mps or cpu; auto takes the first that is there."""
     runner: str = "auto"
     """How a step is run: packed (CPUs: matrices laid out once for the processor's kernels), captured (NVIDIA GPUs: one
-    CUDA graph a step), compiled or eager; auto: the first of them that works here, but for compiled."""
+    CUDA graph a step), compiled (by torch.compile; on a CPU between packed matrices, and with a C++ compiler) or eager;
+    auto: the first of them that works here, but for compiled."""
     compile: bool = False
     """On a GPU, torch.compile what is captured; elsewhere it changes nothing."""
     int8: bool = False
-    """On a CPU, the GPT's matrices in eight bits: half of bf16's size once they are loaded, up to a tenth faster, and
-    other pictures, of the same kind."""
+    """On a CPU, the GPT's matrices in eight bits: half of bf16's size once they are loaded, up to a tenth faster where it
+    multiplies them itself (VNNI), and other pictures, of the same kind."""
     look_ahead: int = 1
     """Codes that are looked at together: all but the first are guesses, and what contradicts them is drawn again, so
     that the pictures stay the same but for rounding. On CPUs, 8 to 16 pay for one picture; not for 8 at once."""

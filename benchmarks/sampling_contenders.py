@@ -14,7 +14,9 @@ from benchmarks.options import SamplingBenchmark
 
 DOWNSAMPLE = 16  # of VQ-16
 WAYS = {  # of ours: a runner, whether it compiles, whether its matrices have eight bits
-    "cpu": {"eager": ("eager", False, False), "packed": ("packed", False, False), "int8": ("packed", False, True)},
+    "cpu": {"eager": ("eager", False, False), "packed": ("packed", False, False),
+            "packed, compiled": ("compiled", False, False), "int8": ("packed", False, True),
+            "int8, compiled": ("compiled", False, True)},
     "cuda": {"eager": ("eager", False, False), "captured": ("captured", False, False),
              "captured, compiled": ("captured", True, False)},
 }  # fmt: skip

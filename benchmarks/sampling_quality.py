@@ -14,13 +14,26 @@ DRAWS = 8  # batches, of which the mean counts
 EXACT = "float32, eager"
 BITS = {  # --precision, --runner, --int8
     "cpu": {EXACT: ("none", "eager", False), "bf16, eager": ("bf16", "eager", False),
-            "bf16, packed": ("bf16", "packed", False), "int8 of bf16": ("bf16", "packed", True)},
+            "bf16, packed": ("bf16", "packed", False), "bf16, packed, compiled": ("bf16", "compiled", False),
+            "int8 of bf16": ("bf16", "packed", True)},
+    "cpu without bf16": {EXACT: ("none", "eager", False), "int8 of float32": ("none", "packed", True)},
     "cuda": {EXACT: ("none", "eager", False), "bf16, eager": ("bf16", "eager", False),
              "bf16, captured": ("bf16", "captured", False)},
 }  # fmt: skip
 SAMPLES = 1000  # pictures whose codes are compared, and that the classifier reads
 HELD_OUT = 2000  # held-out pictures, about
 BATCH = 250
+
+
+def bits_of(options: SamplingBenchmark) -> dict[str, tuple]:
+    """BITS of the device."""
+    import torch
+
+    from autoregressive.models.packed import can_pack
+
+    device = torch.device(options.device)
+    usual = device.type != "cpu" or can_pack(device, torch.bfloat16)
+    return BITS[options.device if usual else "cpu without bf16"]
 
 
 def pipeline_of(options: SamplingBenchmark, precision: str, runner: str = "auto", int8: bool = False, ahead: int = 1,
@@ -68,12 +81,12 @@ def fewer_bits(options: SamplingBenchmark, name: str) -> dict[str, float]:
     and with the same noise, the loss on held-out pictures, and the share of samples that are read as their class."""
     import torch
 
-    pipeline, exact = (pipeline_of(options, *BITS[options.device][each]) for each in (name, EXACT))
+    pipeline, exact = (pipeline_of(options, *bits_of(options)[each]) for each in (name, EXACT))
     sampling, labels = sampling_of(options), torch.arange(SAMPLES, device=pipeline.device) % 10
     batches = list(zip(labels.split(BATCH), torch.arange(SAMPLES).split(BATCH)))
     own, wanted = (torch.cat([each.codes(part, sampling, pictures=numbers) for part, numbers in batches])
                    for each in (pipeline, exact))  # fmt: skip
-    ours, theirs = (logits_of(each, labels[:BATCH], wanted[:BATCH]) for each in (pipeline, exact))
+    ours, theirs = (after_each(each, labels[:BATCH], wanted[:BATCH]) for each in (pipeline, exact))
     figures = {
         "distance": ((ours - theirs).norm() / theirs.norm()).item(),
         "different": 1 - same_codes(pipeline, exact, labels[:BATCH], wanted[:BATCH], sampling),
@@ -86,14 +99,17 @@ def fewer_bits(options: SamplingBenchmark, name: str) -> dict[str, float]:
     return figures
 
 
-def logits_of(pipeline, labels, codes):
-    """Float32 [B, N, C] of codes [B, N], each after those before it, one step at a time."""
+def after_each(pipeline, cond, codes, draw=None):
+    """What is drawn before codes [B, N] and after each but the last, step by step: int64 [B, N]; without a draw logits,
+    float32 [B, N, C]."""
     import torch
 
     runner, count = pipeline.runner, codes.shape[1]
     with torch.inference_mode():
         try:
-            steps = [runner.start(labels, count), *(runner.step(codes[:, i]) for i in range(count - 1))]
+            steps = [runner.start(cond, count, draw=draw)]
+            for i in range(count - 1):
+                steps.append(runner.step(codes[:, i]).clone())  # a captured step writes to where the last one did
         finally:
             runner.finish()
     return torch.stack(steps, 1)
@@ -103,16 +119,13 @@ def same_codes(pipeline, exact, labels, codes, sampling) -> float:
     """The share of codes [B, N] that both choose alike after the same codes and with the same noise, guided."""
     import torch
 
-    from autoregressive.models.draw import Draw, guide
+    from autoregressive.models.draw import Draw
 
-    null = exact.gpt.model.null_condition(labels)
-    vocabulary, numbers = exact.gpt.model.config.vocab_size, torch.arange(codes.shape[1], device=labels.device)
-    chosen = []
-    for each in (pipeline, exact):
-        both = torch.cat([logits_of(each, labels, codes), logits_of(each, null, codes)])
-        draw = Draw(sampling, codes.shape[1], 0, torch.arange(len(labels), device=labels.device), vocabulary)
-        chosen.append(draw(guide(both, sampling.cfg_scale), numbers))
-    return (chosen[0] == chosen[1]).float().mean().item()
+    model, pictures = exact.gpt.model, torch.arange(len(labels), device=labels.device)
+    both = torch.cat([labels, model.null_condition(labels)])
+    draw = Draw(sampling, codes.shape[1], 0, pictures, model.config.vocab_size)
+    ours, theirs = (after_each(each, both, codes, draw) for each in (pipeline, exact))
+    return (ours == theirs).float().mean().item()
 
 
 def held_out_loss(options: SamplingBenchmark, pipeline) -> float:
@@ -131,7 +144,7 @@ def held_out_loss(options: SamplingBenchmark, pipeline) -> float:
         batch = Images.collate([images[i] for i in rows[first : first + BATCH]])
         with torch.inference_mode():
             codes = pipeline.tokenizer.model.encode_codes(batch["image"].to(pipeline.device)).flatten(1)
-        logits = logits_of(pipeline, batch["label"].to(pipeline.device), codes)
+        logits = after_each(pipeline, batch["label"].to(pipeline.device), codes)
         total += torch.nn.functional.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="sum").item()
         count += codes.numel()
     return total / count

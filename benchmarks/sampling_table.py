@@ -15,7 +15,7 @@ from benchmarks.sampling_contenders import (
 )
 from benchmarks.sampling_many import COLUMNS as MANY
 from benchmarks.sampling_many import SHIPPED, many, whole_path
-from benchmarks.sampling_quality import AT_ONCE, BITS, DRAWS, WINDOWS, decoded_in_bf16, fewer_bits, looking_ahead
+from benchmarks.sampling_quality import AT_ONCE, DRAWS, WINDOWS, bits_of, decoded_in_bf16, fewer_bits, looking_ahead
 
 STARVED = {"seconds": float("inf")}
 COLUMNS = ["", "codes/s", "seconds", "ms a step", "of the floor", "peak MiB"]
@@ -59,7 +59,7 @@ def contenders_of(options: SamplingBenchmark) -> dict[str, tuple]:
               for name in (*options.gpt_model, SHIPPED)}  # fmt: skip
     found |= {f"looking at {window} codes, {named(pictures)}": (looking_ahead, options, pictures, window)
               for pictures in AT_ONCE for window in WINDOWS}  # fmt: skip
-    found |= {f"in {bits}": (fewer_bits, options, bits) for bits in BITS[options.device]}
+    found |= {f"in {bits}": (fewer_bits, options, bits) for bits in bits_of(options)}
     found["decoded in bf16"] = (decoded_in_bf16, options)
     return {name: work for name, work in found.items() if not options.only or name in options.only}
 
@@ -115,7 +115,7 @@ def ahead(figures: dict[str, dict[str, float]]) -> list[list[str]]:
 
 def bits(options: SamplingBenchmark, figures: dict[str, dict[str, float]]) -> list[list[str]]:
     rows = []
-    for name in BITS[options.device]:
+    for name in bits_of(options):
         figure = figures.get(f"in {name}")
         if figure:
             rows.append([name, f"{100 * figure['distance']:.2f} %", f"{100 * (1 - figure['different']):.2f} %",
@@ -129,11 +129,14 @@ def completed(options: SamplingBenchmark) -> SamplingBenchmark:
     """Without auto."""
     from dataclasses import replace
 
+    from autoregressive.models.ways import find_compiler
     from engine.distributed import pick_device
 
     device = pick_device(options.device).type
     if device not in WAYS:
         raise ValueError(f"--device {device}: the benchmark is for cpu and cuda")
+    if device == "cpu":
+        find_compiler()  # before anything is measured
     models, size, pictures = (given if own == "auto" else own for own, given in zip(
         (options.gpt_model, options.image_size, options.pictures), GIVEN[device][:3]))  # fmt: skip
     if size < DOWNSAMPLE or size % DOWNSAMPLE:

@@ -20,7 +20,10 @@ SETTINGS = {
     "scheduled": Sampling(cfg_scale=3.0, cfg_schedule="power-cosine"),
     "greedy": Sampling(cfg_scale=2.0, greedy=True),
 }
-packs = pytest.mark.skipif(not can_pack(torch.device("cpu"), torch.float32), reason="oneDNN is not built in here")
+packs, packs_bf16 = (
+    pytest.mark.skipif(not can_pack(torch.device("cpu"), dtype), reason=f"oneDNN has no kernels in {dtype} here")
+    for dtype in (torch.float32, torch.bfloat16)
+)
 
 
 def model_of(kind: str = "c2i", dtype: torch.dtype = torch.float32) -> Transformer:

@@ -18,7 +18,7 @@ from torch import Tensor
 from .cache import KVCache
 from .draw import Draw
 from .gpt import Transformer
-from .runners import BucketRunner, CompiledRunner, Drawn, as_they_are, hidden
+from .runners import BucketRunner, CompiledRunner, hidden
 
 CAPTURING = Lock()  # CUDA captures for one thread of a process at a time
 
@@ -66,11 +66,11 @@ class CapturedRunner(BucketRunner):
         self.pool = None
 
     def start(self, cond: Tensor, codes: int, valid: Tensor | None = None, known: Tensor | None = None,
-              draw: Drawn = as_they_are) -> Tensor:  # fmt: skip
+              draw: Draw | None = None) -> Tensor:  # fmt: skip
         drawn = super().start(cond, codes, valid, known, draw)
         if self.keys is not None:
             self.place.keys[: self.rows, ..., : self.keys.shape[-1]] = self.keys
-        if isinstance(draw, Draw):
+        if draw is not None:
             self.draw = self.place.fixed(draw)
             fed, prefix = self.counted(0, codes), self.prefix
             self.steps = torch.stack([fed + prefix + self.left_out, fed + prefix, fed + 1])  # for each code that is fed
@@ -90,7 +90,7 @@ class CapturedRunner(BucketRunner):
 
     def look(self, codes: Tensor) -> Tensor:
         """Its result stands where the next one's will."""
-        if not isinstance(self.draw, Draw):  # logits are wanted, as tests do
+        if self.draw is None:  # logits are wanted, as tests do
             return super().look(codes)
         place, (pictures, count) = self.place, codes.shape
         length, filters = self.rounded(self.filled + count), self.draw.filters
@@ -113,7 +113,8 @@ class CapturedRunner(BucketRunner):
 
         def work() -> None:
             codes = place.codes[:pictures, :count].repeat(rows // pictures, 1)
-            logits = self.model.decode(codes, positions, slots, cache, hidden(slots, cache, keys), self.block)
+            mask, guided = hidden(slots, cache, keys), partial(draw.guided, numbers=numbers)
+            logits = self.model.decode(codes, positions, slots, cache, mask, self.block, guided)
             place.drawn[:pictures, :count] = self.drawn(draw, logits, numbers)
 
         return work

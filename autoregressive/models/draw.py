@@ -67,9 +67,9 @@ class Sampling:
         return 1 + (self.cfg_scale - 1) * SCHEDULES[self.cfg_schedule](at, self.cfg_power)
 
 
-def guide(logits: Tensor, scale: float | Tensor) -> Tensor:
-    """Classifier-free guidance (Ho and Salimans 2022): [2B, ..., C], conditioned rows first -> [B, ..., C]."""
-    cond, none = logits.chunk(2)
+def guide(both: Tensor, scale: float | Tensor) -> Tensor:
+    """Classifier-free guidance (Ho and Salimans 2022): [2B, ...], conditioned rows first -> [B, ...]."""
+    cond, none = both.chunk(2)
     return none + scale * (cond - none)
 
 
@@ -156,11 +156,19 @@ class Draw:
         self.temperature, self.top_p = number(max(sampling.temperature, 1e-5)), number(sampling.top_p)
         self.vocabulary = torch.arange(vocab_size, dtype=torch.int32, device=device)
 
+    def guided(self, states: Tensor, numbers: Tensor) -> Tensor:
+        """Of states that the head is to read, [2B, W, D], the guided ones, [B, W, D]; [B, W, D] are left as they are.
+
+        Logits are linear in them, so that to guide either is the same, but for rounding: the head has half of the rows,
+        and what it rounds is not multiplied by the scale afterwards.
+        """
+        if len(states) == len(self.keys):
+            return states
+        return guide(states.float(), self.scales[numbers][:, None]).type_as(states)
+
     def __call__(self, logits: Tensor, numbers: Tensor) -> Tensor:
-        """Codes int64 [B, W] from float32 logits [B, W, C], or [2B, W, C] to be guided, of the codes with `numbers`
-        (int64 [W]) in their pictures."""
-        if len(logits) > len(self.keys):
-            logits = guide(logits, self.scales[numbers][:, None])
+        """Codes int64 [B, W] from float32 logits [B, W, C] of the codes with `numbers` (int64 [W]) in their pictures.
+        """
         top_k, nucleus, greedy = self.filters
         if greedy:
             return logits.argmax(-1)

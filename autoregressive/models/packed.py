@@ -7,6 +7,7 @@ Int8Linear does the same with eight bits a weight.
 Axes: B batch, T positions, R = B * T rows, D width, H query heads, G key/value heads, K head width, S cached positions.
 """
 
+from collections.abc import Callable
 from functools import cache, partial
 from math import prod
 
@@ -17,8 +18,8 @@ from torch import Tensor, nn
 from .attend import attention as attend
 from .attend import has_kernels
 from .cache import KVCache
-from .gpt import ModelArgs, RMSNorm, Transformer, TransformerBlock
-from .runners import BucketRunner
+from .gpt import ModelArgs, RMSNorm, Transformer, TransformerBlock, rotate
+from .runners import BucketRunner, CompiledRunner, drawn
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
@@ -132,22 +133,45 @@ class PackedBlock(nn.Module):
         raise RuntimeError("packed blocks only sample, step by step; load the GPT with --runner eager to do more")
 
     def cached(self, x: Tensor, rotary: Tensor, keys: Tensor, values: Tensor, slots: Tensor, mask: Tensor | None,
-               causal: bool) -> Tensor:  # fmt: skip
-        """As TransformerBlock.cached, on x [B, T, D] and keys and values [B, G, S, K]; slots follow one another."""
+               causal: bool, attended: Callable[..., Tensor] | None = None) -> Tensor:  # fmt: skip
+        """As TransformerBlock.cached, on x [B, T, D] and keys and values [B, G, S, K]; slots follow one another.
+        attended: what attends, in attend_cached's stead."""
         attention, feed_forward, (batch, length, _) = self.attention, self.feed_forward, x.shape
         x = x.flatten(0, 1)  # [R, D]
         heads = attention.wqkv(norm(x, self.attention_norm)).view(batch, length, -1, attention.head_width)
-        turned, v = heads.split([attention.n_head + attention.n_kv_head, attention.n_kv_head], dim=2)
-        turned = torch.view_as_complex(turned.float().unflatten(-1, (-1, 2))) * torch.view_as_complex(rotary)[:, None]
-        turned = torch.view_as_real(turned).flatten(-2)  # float32 [B, T, H + G, K]
-        q, k = turned.split([attention.n_head, attention.n_kv_head], dim=2)
-        first = int(slots[0])
-        keys[:, :, first : first + length].copy_(k.transpose(1, 2))
-        values[:, :, first : first + length].copy_(v.transpose(1, 2))
-        out = attend(q.transpose(1, 2), keys, values, mask, causal)  # [B, H, T, K]
-        x = attention.wo.plus(out.transpose(1, 2).reshape(x.shape).type_as(x), x)
+        out = (attended or attend_cached)(heads, rotary, keys, values, slots, mask, causal)
+        x = attention.wo.plus(out.view(x.shape), x)
         h = norm(x, self.ffn_norm)
         return feed_forward.w2.plus(feed_forward.w3.times(h, feed_forward.w1.silu(h)), x).unflatten(0, (batch, length))
+
+
+def attend_cached(heads: Tensor, rotary: Tensor, keys: Tensor, values: Tensor, slots: Tensor, mask: Tensor | None,
+                  causal: bool) -> Tensor:  # fmt: skip
+    """Turn the queries and keys of heads [B, T, H + 2G, K], write to the cache, attend to it: [B, T, H, K]."""
+    groups = keys.shape[1]
+    turned, v = heads.split([heads.shape[2] - groups, groups], dim=2)
+    turned = rotate(turned, rotary) if torch.compiler.is_compiling() else rotate_complex(turned, rotary)
+    q, k = turned.split([turned.shape[2] - groups, groups], dim=2)
+    write(keys, slots, k)
+    write(values, slots, v)
+    out = attend(q.transpose(1, 2), keys, values, mask, causal)  # [B, H, T, K]
+    return out.transpose(1, 2).type_as(heads).contiguous()
+
+
+def rotate_complex(x: Tensor, rotary: Tensor) -> Tensor:
+    """rotate(), in float32 and in fewer operations; torch.compile has none for complex numbers."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * torch.view_as_complex(rotary)[:, None]).flatten(-2)
+
+
+def write(part: Tensor, slots: Tensor, new: Tensor) -> None:
+    """Write new [B, T, G, K] to a part of the cache [B, G, S, K]; slots, int64 [T], follow one another."""
+    new = new.transpose(1, 2)
+    if torch.compiler.is_compiling():  # where it is written to must not be known
+        part.index_copy_(2, slots, new.type_as(part))
+    else:
+        first = int(slots[0])
+        part[:, :, first : first + len(slots)].copy_(new)
 
 
 def norm(x: Tensor, module: RMSNorm) -> Tensor:
@@ -210,3 +234,20 @@ class PackedRunner(BucketRunner):
 
     def allocate(self, rows: int, length: int, device: torch.device, dtype: torch.dtype) -> GrowingCache:
         return GrowingCache(self.model.config, rows, length, dtype)
+
+
+class CompiledPackedRunner(PackedRunner, CompiledRunner):
+    """The same with all of attention between two products compiled, once for all lengths of the cache, and the choice
+    of a code. oneDNN's products stay calls: torch.compile knows none whose matrices are no constants."""
+
+    def compile(self) -> None:
+        compiled = partial(torch.compile, fullgraph=True)
+        attended = compiled(attend_cached)
+
+        def block(layer: PackedBlock, h: Tensor, rotary: Tensor, keys: Tensor, values: Tensor, slots: Tensor,
+                  mask: Tensor | None, causal: bool) -> Tensor:  # fmt: skip
+            for x, axis in ((keys, 2), (values, 2), *([] if mask is None else [(mask, 3)])):
+                torch._dynamo.maybe_mark_dynamic(x, axis)
+            return layer.cached(h, rotary, keys, values, slots, mask, causal, attended)
+
+        self.block, self.drawn = block, compiled(drawn)

@@ -6,7 +6,7 @@ which `accept` keeps the first; `keep` goes on with the first rows alone. The de
 else. Here are the eager runner and the compiled one; packed.py is the CPU's fast one, captured.py the GPU's.
 
 Axes: B pictures, R rows (guided: 2B, conditioned rows first), P condition positions, T cached positions, W codes that
-are looked at together, C codes in the vocabulary.
+are looked at together, D width of states, C codes in the vocabulary.
 """
 
 from collections.abc import Callable
@@ -16,19 +16,17 @@ import torch
 from torch import Tensor
 
 from .cache import KVCache
-from .gpt import Transformer, run_block
+from .draw import Draw
+from .gpt import Transformer, run_block, same
 from .mask import key_mask, sequence_mask
 
-Drawn = Callable[[Tensor, Tensor], Tensor]  # float32 logits [R, W, C] and the codes' numbers int64 [W] -> codes [B, W]
+Guided = Callable[[Tensor], Tensor]  # the last states [R, W, D] -> those that the head reads, [B, W, D]
 
 
-def as_they_are(logits: Tensor, numbers: Tensor) -> Tensor:
-    return logits
-
-
-def drawn(draw: Drawn, logits: Tensor, numbers: Tensor) -> Tensor:
-    """What is drawn of logits in any precision."""
-    return draw(logits.float(), numbers)
+def drawn(draw: Draw | None, logits: Tensor, numbers: Tensor) -> Tensor:
+    """Codes int64 [B, W] with `numbers`, int64 [W], of logits [B, W, C] in any precision; without a draw those, in
+    float32."""
+    return logits.float() if draw is None else draw(logits.float(), numbers)
 
 
 class EagerRunner:
@@ -45,7 +43,7 @@ class EagerRunner:
         return type(self)(self.model)
 
     def start(self, cond: Tensor, codes: int, valid: Tensor | None = None, known: Tensor | None = None,
-              draw: Drawn = as_they_are) -> Tensor:  # fmt: skip
+              draw: Draw | None = None) -> Tensor:  # fmt: skip
         """Draw the first code that is not known, of rows with conditions `cond`: int64 [B]. `codes`: how many a picture
         gets in all. valid bool [R, P]: rows that hold a token. known int64 [R, k], k < codes: codes 0 to k - 1; None:
         none. draw: of all steps; without one they return logits, float32 [R, C]."""
@@ -60,8 +58,9 @@ class EagerRunner:
         self.cache = self.allocate(self.rows, self.rounded(length), gain.device, gain.dtype)
         self.keys = None if valid is None else key_mask(valid, length)
         mask = None if valid is None else sequence_mask(valid, self.filled)
-        logits = self.model.prefill(cond, self.cache, mask, known)
-        return self.drawn(draw, logits[:, None], self.counted(self.filled - prefix))[:, 0]
+        number = self.counted(self.filled - prefix)
+        logits = self.model.prefill(cond, self.cache, mask, known, self.guided(number))
+        return self.drawn(draw, logits, number)[:, 0]
 
     def allocate(self, rows: int, length: int, device: torch.device, dtype: torch.dtype) -> KVCache:
         args = self.model.config
@@ -85,20 +84,25 @@ class EagerRunner:
         """Draw the codes that follow each of `codes` [B, W], if those before it are right: int64 [B, W]."""
         count = codes.shape[1]
         positions, slots = self.counted(self.filled + self.left_out, count), self.counted(self.filled, count)
-        logits = self.decode(codes.repeat(self.rows // len(codes), 1), positions, slots)
-        return self.drawn(self.draw, logits, self.counted(self.filled - self.prefix + 1, count))
+        numbers = self.counted(self.filled - self.prefix + 1, count)
+        logits = self.decode(codes.repeat(self.rows // len(codes), 1), positions, slots, self.guided(numbers))
+        return self.drawn(self.draw, logits, numbers)
 
     def accept(self, count: int) -> None:
         """The first `count` codes that were looked at are right; below 0: so many are to be looked at once more."""
         self.filled += count
 
-    def decode(self, codes: Tensor, positions: Tensor, slots: Tensor) -> Tensor:
-        """Logits [R, W, C] of codes [R, W]."""
+    def guided(self, numbers: Tensor) -> Guided:
+        """What makes the states that the head reads of codes with such numbers."""
+        return same if self.draw is None else partial(self.draw.guided, numbers=numbers)
+
+    def decode(self, codes: Tensor, positions: Tensor, slots: Tensor, guided: Guided) -> Tensor:
+        """Logits [B, W, C] of codes [R, W]."""
         length = self.filled + codes.shape[1]
         cache, mask = self.cache.view(length=length), None if self.keys is None else self.keys[..., :length]
         if codes.shape[1] > 1:
             mask = hidden(slots, cache, mask)
-        return self.model.decode(codes, positions, slots, cache, mask, self.block)
+        return self.model.decode(codes, positions, slots, cache, mask, self.block, guided)
 
     def keep(self, rows: int) -> None:
         """Go on with the first `rows` rows: the second branch of guidance is over."""
@@ -107,8 +111,7 @@ class EagerRunner:
 
     def finish(self) -> None:
         """Give the cache back."""
-        self.cache = self.keys = None
-        self.draw = as_they_are
+        self.cache = self.keys = self.draw = None
 
 
 class BucketRunner(EagerRunner):
@@ -120,13 +123,13 @@ class BucketRunner(EagerRunner):
     def rounded(self, length: int) -> int:
         return -(-length // self.BUCKET) * self.BUCKET
 
-    def decode(self, codes: Tensor, positions: Tensor, slots: Tensor) -> Tensor:
+    def decode(self, codes: Tensor, positions: Tensor, slots: Tensor, guided: Guided) -> Tensor:
         length = self.rounded(self.filled + codes.shape[1])
         keys = None if self.keys is None else self.keys[..., :length]
         if keys is not None:
             keys = torch.nn.functional.pad(keys, (0, length - keys.shape[-1]))
         cache = self.cache.view(length=length)
-        return self.model.decode(codes, positions, slots, cache, hidden(slots, cache, keys), self.block)
+        return self.model.decode(codes, positions, slots, cache, hidden(slots, cache, keys), self.block, guided)
 
 
 def hidden(slots: Tensor, cache: KVCache, keys: Tensor | None) -> Tensor:
@@ -145,6 +148,9 @@ class CompiledRunner(BucketRunner):
 
     def __init__(self, model: Transformer):
         super().__init__(model)
+        self.compile()
+
+    def compile(self) -> None:
         compiled = partial(torch.compile, dynamic=False, fullgraph=True)
         self.block, self.drawn = compiled(run_block), compiled(drawn)
 

@@ -2,7 +2,7 @@
 
 from .captured import CapturedCompiledRunner, CapturedRunner
 from .gpt import Transformer
-from .packed import Int8Linear, PackedRunner, can_pack, pack
+from .packed import CompiledPackedRunner, Int8Linear, PackedRunner, can_pack, pack
 from .runners import CompiledRunner, EagerRunner
 
 RUNNERS = {"eager": EagerRunner, "compiled": CompiledRunner, "captured": CapturedRunner, "packed": PackedRunner}
@@ -22,13 +22,28 @@ def make_runner(name: str, model: Transformer, compiled: bool = False, int8: boo
     if name == "packed" and not packable:
         raise ValueError("--runner packed: is for CPUs that oneDNN has kernels for, in --precision bf16 or none; this "
                          f"GPT is on {gain.device.type} in {precision_of(model)}. Choose auto")  # fmt: skip
-    if int8 and name != "packed":
+    if int8 and not (packable and name in ("packed", "compiled")):
         raise ValueError(f"--int8: packed steps on CPUs alone have matrices of eight bits; --runner {name} has not")
+    if name == "compiled" and gain.is_cpu:
+        find_compiler()
     if int8:
         pack(model, int8=True)
+    if name == "compiled" and packable:
+        return CompiledPackedRunner(model)
     if name == "captured" and compiled:
         return CapturedCompiledRunner(model)
     return RUNNERS[name](model)
+
+
+def find_compiler() -> None:
+    """ValueError where torch.compile has nothing to compile with for a CPU."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except RuntimeError as error:
+        raise ValueError(f"--runner compiled: needs a C++ compiler ({error}); install g++, or name yours in CXX"
+                         ) from error  # fmt: skip
 
 
 def precision_of(model: Transformer) -> str:

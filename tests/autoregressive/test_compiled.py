@@ -8,10 +8,11 @@ from math import prod
 
 import pytest
 import torch
-from tiny_gpts import KINDS, SETTINGS, conditions, model_of, sampled
+from tiny_gpts import KINDS, SETTINGS, conditions, model_of, packs, sampled
 from torch._inductor.utils import run_and_get_code
 
 from autoregressive.models.draw import Sampling, gumbel_noise
+from autoregressive.models.packed import CompiledPackedRunner, attend_cached
 from autoregressive.models.runners import CompiledRunner, EagerRunner
 
 inductor = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
@@ -19,6 +20,24 @@ inductor = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile
 
 class Buckets(CompiledRunner):
     BUCKET = 24  # two of them in 1 + 35 positions, one in a part of them
+
+
+class Packed(CompiledPackedRunner):
+    BUCKET = 16
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """What torch.compile is given to compile, and runs as it is."""
+    found = []
+
+    def backend(graph, inputs):
+        found.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    torch._dynamo.reset()
+    return found
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -30,15 +49,7 @@ def test_buckets_and_their_masks_change_nothing(kind, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_block_compiles_once_a_bucket_and_equals_eager(dtype, monkeypatch):
-    graphs = []
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return graph
-
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
-    torch._dynamo.reset()
+def test_a_block_compiles_once_a_bucket_and_equals_eager(dtype, graphs):
     model, sampling = model_of(dtype=dtype), Sampling(cfg_scale=2.0, top_p=0.9)
     runner = Buckets(model)
     found = sampled(runner, "c2i", sampling)
@@ -50,7 +61,7 @@ def test_a_block_compiles_once_a_bucket_and_equals_eager(dtype, monkeypatch):
             heat, share = 0.5 + 0.1 * rows, 0.1 * rows + 0.1 * scale  # are but numbers
             sampled(runner, "c2i", Sampling(cfg_scale=scale, temperature=heat, top_p=share), rows)
     shapes = {rows * guided for rows in range(2, 7) for guided in (1, 2)} - {6}
-    assert len(graphs) == 2 * (1 + len(shapes)) + 5 * 2 > 16  # a choice is one for guided and plain rows each
+    assert len(graphs) == 2 * (1 + len(shapes)) + 5 > 16  # a choice is one for guided and plain pictures
 
 
 @inductor
@@ -62,11 +73,57 @@ def test_the_noise_s_hash_is_the_same_bit_by_bit():
     torch.testing.assert_close(found, gumbel_noise(keys, vocabulary), atol=1e-6, rtol=1e-6)
 
 
+@packs
+@pytest.mark.parametrize("kind", KINDS)
+def test_attention_between_packed_products_compiles_for_all_lengths_at_once(kind, graphs):
+    runner, plain = Packed(model_of(kind)), EagerRunner(model_of(kind))
+    assert torch.equal(sampled(runner, kind, SETTINGS["guided"]), sampled(plain, kind, SETTINGS["guided"]))
+    assert len(graphs) == 2 + 1  # attention of the guided rows and of any number of them, and the choice
+    for rows in (2, 4, 5):
+        for name in ("plain", "scheduled", "guided"):
+            given = dict(batch=rows, seed=rows)
+            assert torch.equal(sampled(runner, kind, SETTINGS[name], **given),
+                               sampled(plain, kind, SETTINGS[name], **given))  # fmt: skip
+    few = len(graphs)
+    for rows in (6, 7, 9):
+        sampled(runner, kind, SETTINGS["guided"], rows)
+    assert len(graphs) == few, "the number of pictures is a number like the length"
+
+
+@packs
+@pytest.mark.parametrize("window", [2, 7])
+def test_attention_between_packed_products_looks_ahead(window, graphs):
+    runner, expected = Packed(model_of()), sampled(EagerRunner(model_of()), "c2i", SETTINGS["guided"])
+    assert torch.equal(sampled(runner, "c2i", SETTINGS["guided"], window=window), expected)
+    assert graphs
+
+
 @inductor
 def test_a_compiled_step_draws_the_codes_of_the_plain_one():
     runner, expected = Buckets(model_of("grouped heads")), sampled(EagerRunner(model_of("grouped heads")),
                                                                    "grouped heads", SETTINGS["guided"])  # fmt: skip
     assert torch.equal(sampled(runner, "grouped heads", SETTINGS["guided"]), expected)
+
+
+@inductor
+@torch.inference_mode()
+def test_attention_between_packed_products_is_as_exact_when_it_is_compiled():
+    """In bf16 its loops convert what they read, and round no scores."""
+    compiled, normal = torch.compile(attend_cached, dynamic=True, fullgraph=True), partial(torch.normal, 0.0, 1.0)
+    rotary, off = normal((1, 8, 2)), {attend_cached: 0.0, compiled: 0.0}
+    for length in (20, 37):
+        heads, cache = normal((3, 1, 12, 16)), normal((2, 3, 4, length, 16))
+        hidden = torch.where(torch.rand(3, 1, 1, length) < 0.5, 0.0, float("-inf"))
+        hidden[..., 9] = 0
+        exact = cache.clone()
+        expected = attend_cached(heads, rotary, *exact, torch.tensor([9]), hidden, False)
+        for attended in off:
+            found = cache.bfloat16()
+            out = attended(heads.bfloat16(), rotary, *found, torch.tensor([9]), hidden.bfloat16(), False)
+            assert out.dtype == torch.bfloat16
+            torch.testing.assert_close(found.float(), exact, atol=0.03, rtol=2**-8)
+            off[attended] += (out - expected).norm().item()
+    assert off[compiled] < 1.05 * off[attend_cached] < 0.3
 
 
 @inductor

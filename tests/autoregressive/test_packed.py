@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from support import ROOT, environment
-from tiny_gpts import KINDS, SETTINGS, conditions, model_of, packs, sampled
+from tiny_gpts import KINDS, SETTINGS, conditions, model_of, packs, packs_bf16, sampled
 
 from autoregressive.hub import save_pretrained
 from autoregressive.load import GPT
@@ -30,7 +30,7 @@ class Packed(PackedRunner):
 
 
 @packs
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=packs_bf16)])
 def test_packed_matrices_replace_the_plain_ones_and_are_saved_as_they_were(dtype):
     model, plain = model_of("t2i", dtype), model_of("t2i", dtype)
     PackedRunner(model)
@@ -45,7 +45,7 @@ def test_packed_matrices_replace_the_plain_ones_and_are_saved_as_they_were(dtype
     assert model.layers[0] is packed and precision_of(model) == str(dtype).removeprefix("torch.")
 
 
-@packs
+@packs_bf16
 @pytest.mark.parametrize("kind", KINDS)
 def test_packed_steps_in_bf16_are_the_plain_ones_up_to_rounding(kind):
     cond, valid = conditions(kind)

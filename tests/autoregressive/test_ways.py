@@ -11,13 +11,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tiny_gpts import KINDS, SETTINGS, model_of, packs, sampled
+from torch._inductor import config as inductor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from autoregressive.models import attend
+from autoregressive.models import attend, ways
 from autoregressive.models.captured import CapturedRunner
 from autoregressive.models.draw import Sampling
-from autoregressive.models.packed import PackedRunner, can_pack, pack
-from autoregressive.models.runners import BucketRunner, EagerRunner
+from autoregressive.models.packed import CompiledPackedRunner, Int8Linear, PackedRunner, can_pack, pack
+from autoregressive.models.runners import BucketRunner, CompiledRunner, EagerRunner
 from autoregressive.models.ways import make_runner
 
 
@@ -266,6 +267,24 @@ def test_runners_are_chosen_by_name():
             make_runner(model=model_of(), **wrong)
     with pytest.raises(ValueError, match="--runner packed: is for CPUs .* float16"):
         make_runner("packed", model_of().half())
+
+
+@packs
+def test_compiled_steps_on_a_cpu_have_packed_matrices_where_they_can(monkeypatch):
+    monkeypatch.setattr(ways, "find_compiler", lambda: None)
+    assert type(make_runner("compiled", model_of())) is CompiledPackedRunner
+    assert type(make_runner("compiled", model_of().half())) is CompiledRunner
+    runner = make_runner("compiled", model_of(), int8=True)
+    assert type(runner) is CompiledPackedRunner and isinstance(runner.model.output, Int8Linear)
+    with pytest.raises(ValueError, match="--int8: .*--runner compiled has not"):
+        make_runner("compiled", model_of().half(), int8=True)
+
+
+def test_a_missing_compiler_is_said_before_anything_is_packed():
+    model, without = model_of(), inductor.patch({"cpp.cxx": ("no-such-compiler",)})
+    with without, pytest.raises(ValueError, match="--runner compiled: needs a C[+][+] compiler .*; install g[+][+]"):
+        make_runner("compiled", model, int8=True)
+    assert isinstance(model.output, torch.nn.Linear)
 
 
 def test_packing_in_eight_bits_after_packing_is_refused():
