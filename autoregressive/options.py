@@ -72,8 +72,8 @@ class MachineOptions(PrecisionOptions):
     compile: bool = False
     """On a GPU, torch.compile what is captured; elsewhere it changes nothing."""
     int8: bool = False
-    """On a CPU, the GPT's matrices in eight bits: half of bf16's size once they are loaded, up to a tenth faster where it
-    multiplies them itself (VNNI), and other pictures, of the same kind."""
+    """On a CPU, the GPT's matrices in eight bits: half of bf16's size once they are loaded, up to a tenth faster where
+    there are instructions for them (VNNI), and other pictures, of the same kind."""
     look_ahead: int = 1
     """Codes that are looked at together: all but the first are guesses, and what contradicts them is drawn again, so
     that the pictures stay the same but for rounding. On CPUs, 8 to 16 pay for one picture; not for 8 at once."""
