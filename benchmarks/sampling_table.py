@@ -30,16 +30,16 @@ GIVEN = {  # sizes, pixels, pictures at once, pictures of the whole path
 def work_of_a_step(options: SamplingBenchmark, name: str, pictures: int) -> tuple[float, float]:
     """Numbers read (weights, and the cache filled half way), and operations, of a mean step.
 
-    The embeddings do not count: a step reads a row of them for each picture.
+    The embeddings do not count: a step reads a row of them for each picture. Guidance leaves the head a row each.
     """
     args, rows = configuration(options, name), 2 * pictures
     key_width = args.n_kv_head * args.head_width
     block = args.dim * (2 * args.dim + 2 * key_width) + 3 * args.dim * args.ffn_width
-    weights = args.n_layer * block + args.dim * args.vocab_size
+    blocks, head = args.n_layer * block, args.dim * args.vocab_size
     filled = (1 + args.block_size) / 2
     return (
-        weights + 2 * rows * args.n_layer * filled * key_width,
-        2 * rows * weights + 4 * rows * args.n_layer * filled * args.dim,
+        blocks + head + 2 * rows * args.n_layer * filled * key_width,
+        2 * rows * blocks + 2 * pictures * head + 4 * rows * args.n_layer * filled * args.dim,
     )
 
 
@@ -129,14 +129,11 @@ def completed(options: SamplingBenchmark) -> SamplingBenchmark:
     """Without auto."""
     from dataclasses import replace
 
-    from autoregressive.models.ways import find_compiler
     from engine.distributed import pick_device
 
     device = pick_device(options.device).type
     if device not in WAYS:
         raise ValueError(f"--device {device}: the benchmark is for cpu and cuda")
-    if device == "cpu":
-        find_compiler()  # before anything is measured
     models, size, pictures = (given if own == "auto" else own for own, given in zip(
         (options.gpt_model, options.image_size, options.pictures), GIVEN[device][:3]))  # fmt: skip
     if size < DOWNSAMPLE or size % DOWNSAMPLE:
@@ -155,6 +152,10 @@ def compare(options: SamplingBenchmark) -> None:
     contenders = contenders_of(options)
     if not contenders:
         raise ValueError(f"--only {' '.join(options.only)}: there are no such contenders")
+    if options.device == "cpu" and any("compiled" in name for name in contenders):
+        from autoregressive.models.ways import find_compiler
+
+        find_compiler()  # before anything is measured
     figures = rounds({**contenders, "machine": (machine, options)}, options.repeats)
     limits, steps = figures["machine"], (options.image_size // DOWNSAMPLE) ** 2
     notes = [

@@ -68,12 +68,9 @@ def attend_few(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: floa
 
     In bf16 themselves where the processor multiplies it, and keys and values have no gaps: a product with gaps copies
     them, and one is built for each length that there is. Scores are then rounded, as in transformers' eager attention.
-    A single query a key is a sum, which torch.compile makes one loop of with the conversion to float32.
     """
     native = k.dtype == torch.bfloat16 and k.is_contiguous() and multiplies_bf16()
-    if torch.compiler.is_compiling() and q.shape[1] * q.shape[2] == k.shape[1]:
-        k, v = k.float(), v.float()
-    elif k.dtype != torch.float32 and not native:
+    if k.dtype != torch.float32 and not native:
         at_once = max(1, WIDE // k[0].numel())
         masks = repeat(mask) if mask is None or len(mask) == 1 else mask.split(at_once)
         parts = zip(q.split(at_once), k.split(at_once), v.split(at_once), masks)

@@ -110,11 +110,12 @@ class CapturedRunner(BucketRunner):
         place, draw = self.place, self.draw
         cache, keys = place.cache.view(rows, length), None if self.keys is None else place.keys[:rows, ..., :length]
         positions, slots, numbers = place.steps[:, :count]
+        for_head = self.for_head(numbers)
 
         def work() -> None:
             codes = place.codes[:pictures, :count].repeat(rows // pictures, 1)
-            mask, guided = hidden(slots, cache, keys), partial(draw.guided, numbers=numbers)
-            logits = self.model.decode(codes, positions, slots, cache, mask, self.block, guided)
+            mask = hidden(slots, cache, keys)
+            logits = self.model.decode(codes, positions, slots, cache, mask, self.block, for_head)
             place.drawn[:pictures, :count] = self.drawn(draw, logits, numbers)
 
         return work

@@ -1,4 +1,4 @@
-"""From logits to codes: guidance, filtering, noise, the choice.
+"""From a GPT's states to codes: guidance, filtering, noise, the choice.
 
 A code is the arg max of its filtered logits plus Gumbel noise, and the noise is a hash of (run seed, picture index,
 position, code): drawn and stored nowhere, equal on every device. So a picture does not depend on its batch or on the
@@ -135,11 +135,10 @@ def gumbel_noise(keys: Tensor, vocabulary: Tensor) -> Tensor:
     return exponential.log_().neg_()
 
 
-def choose(logits: Tensor, noise: Tensor, temperature: float | Tensor = 1.0, top_k: int = 0,
-           top_p: float | Tensor = 1.0) -> Tensor:  # fmt: skip
-    """One code a picture, int64 [...], from guided float32 logits and Gumbel noise [..., C]; ties go to the lower
-    code. temperature: above 0."""
-    return (filter_logits(logits / temperature, top_k, top_p) + noise).argmax(-1)
+def choose(logits: Tensor, keys: Tensor, vocabulary: Tensor) -> Tensor:
+    """One code, int64 [...], from filtered float32 logits [..., C] with the noise of `keys` [...]; of equals the lower.
+    """
+    return (logits + gumbel_noise(keys, vocabulary)).argmax(-1)
 
 
 class Draw:
@@ -157,27 +156,21 @@ class Draw:
         self.vocabulary = torch.arange(vocab_size, dtype=torch.int32, device=device)
 
     def guided(self, states: Tensor, numbers: Tensor) -> Tensor:
-        """Of states that the head is to read, [2B, W, D], the guided ones, [B, W, D]; [B, W, D] are left as they are.
+        """Of states that the head is to read, [2B, W, D], the guided ones, [B, W, D].
 
-        Logits are linear in them, so that to guide either is the same, but for rounding: the head has half of the rows,
-        and what it rounds is not multiplied by the scale afterwards.
+        The head has no bias, so that its logits are linear in them and to guide either is the same but for rounding: it
+        has half of the rows, and what it rounds is not multiplied by the scale afterwards.
         """
-        if len(states) == len(self.keys):
-            return states
         return guide(states.float(), self.scales[numbers][:, None]).type_as(states)
 
-    def __call__(self, logits: Tensor, numbers: Tensor) -> Tensor:
-        """Codes int64 [B, W] from float32 logits [B, W, C] of the codes with `numbers` (int64 [W]) in their pictures.
-        """
+    def __call__(self, logits: Tensor, numbers: Tensor, choose: Callable[..., Tensor] = choose) -> Tensor:
+        """Codes int64 [B, W] with `numbers` (int64 [W]) from float32 logits [B, W, C]. choose: in choose()'s stead."""
         top_k, nucleus, greedy = self.filters
         if greedy:
             return logits.argmax(-1)
-        return choose(logits, self.noise(numbers), self.temperature, top_k, self.top_p if nucleus else 1.0)
-
-    def noise(self, numbers: Tensor) -> Tensor:
-        """float32 [B, W, C]"""
-        return gumbel_noise(self.keys[:, numbers], self.vocabulary)
+        logits = filter_logits(logits / self.temperature, top_k, self.top_p if nucleus else 1.0)
+        return choose(logits, self.keys[:, numbers], self.vocabulary)
 
     def guess(self, numbers: Tensor) -> Tensor:
         """Codes int64 [B, W] that are drawn where nothing is known of the logits."""
-        return self.noise(numbers).argmax(-1)
+        return gumbel_noise(self.keys[:, numbers], self.vocabulary).argmax(-1)

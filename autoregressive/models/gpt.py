@@ -193,7 +193,7 @@ def run_block(layer: TransformerBlock, *given) -> Tensor:
     return layer.cached(*given)
 
 
-def same(states: Tensor) -> Tensor:
+def unchanged(states: Tensor) -> Tensor:
     return states
 
 
@@ -322,20 +322,20 @@ class Transformer(nn.Module):
         return logits, None if targets is None else code_loss(logits, targets, valid)
 
     def prefill(self, cond_idx: Tensor, cache: KVCache, mask: Tensor | None = None, idx: Tensor | None = None,
-                guided: Callable[[Tensor], Tensor] = same) -> Tensor:  # fmt: skip
+                for_head: Callable[[Tensor], Tensor] = unchanged) -> Tensor:  # fmt: skip
         """Fill the cache with the condition and the codes that are known, idx [B, k] (None: none); logits [B, 1, C] of
-        code k. mask bool [B, 1, P + k, P + k]; None: causal. guided: as in `decode`."""
+        code k. mask bool [B, 1, P + k, P + k]; None: causal. for_head: as in `decode`."""
         h = self.cls_embedding(cond_idx, drop=None)  # [B, P, D]
         left_out = self.config.cls_token_num - h.shape[1]
         if idx is not None:
             h = torch.cat([h, self.tok_embeddings(idx)], dim=1)  # [B, P + k, D]
         slots = torch.arange(h.shape[1], device=h.device)
         h = self._cached(h, cache.view(length=h.shape[1]), slots + left_out, slots, mask, causal=mask is None)
-        return self.output(guided(h[:, -1:]))
+        return self.output(for_head(h[:, -1:]))
 
     def decode(
         self, codes: Tensor, positions: Tensor, slots: Tensor, cache: KVCache, mask: Tensor | None = None,
-        block: Callable[..., Tensor] = run_block, guided: Callable[[Tensor], Tensor] = same,
+        block: Callable[..., Tensor] = run_block, for_head: Callable[[Tensor], Tensor] = unchanged,
     ) -> Tensor:  # fmt: skip
         """Codes [B, W] stand at `positions` (int64 [W]: cls_token_num for the first code); logits [B, W, C] of what
         follows each. W is 1, or more where some of the codes are guesses.
@@ -343,11 +343,11 @@ class Transformer(nn.Module):
         `slots` int64 [W]: where the cache keeps them, earlier than `positions` by the condition rows that were left
         out. Attends to all slots of `cache` that mask ([B or 1, 1, W, T]; bool: true = may attend, or added to the
         scores) allows; None: to all of them, so the caller passes a view that ends at a single slot. block: what
-        runs a block, in run_block's stead. guided: makes what the head reads of the last states, [B, W, D], perhaps
+        runs a block, in run_block's stead. for_head: makes what the head reads of the last states, [B, W, D], perhaps
         in fewer rows.
         """
         h = self._cached(self.tok_embeddings(codes), cache, positions, slots, mask, False, block)
-        return self.output(guided(h))
+        return self.output(for_head(h))
 
     def _cached(self, h: Tensor, cache: KVCache, positions: Tensor, slots: Tensor, mask: Tensor | None, causal: bool,
                 block: Callable[..., Tensor] = run_block) -> Tensor:  # fmt: skip

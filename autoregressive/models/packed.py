@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .attend import attention as attend
 from .attend import has_kernels
 from .cache import KVCache
+from .draw import choose
 from .gpt import ModelArgs, RMSNorm, Transformer, TransformerBlock, rotate
 from .runners import BucketRunner, CompiledRunner, drawn
 
@@ -117,6 +118,31 @@ def steps_of_inputs() -> int:
     return steps if (highest == width * 255 * steps).all() else steps // 2
 
 
+def attend_cached(heads: Tensor, rotary: Tensor, keys: Tensor, values: Tensor, slots: Tensor, mask: Tensor | None,
+                  causal: bool) -> Tensor:  # fmt: skip
+    """Turn the queries and keys of heads [B, T, H + 2G, K], write to the cache, attend to it: [B, T, H, K]."""
+    groups, length = keys.shape[1], heads.shape[1]
+    turned, v = heads.split([heads.shape[2] - groups, groups], dim=2)
+    turned = torch.view_as_complex(turned.float().unflatten(-1, (-1, 2))) * torch.view_as_complex(rotary)[:, None]
+    turned = torch.view_as_real(turned).flatten(-2)  # float32 [B, T, H + G, K]
+    q, k = turned.split([turned.shape[2] - groups, groups], dim=2)
+    first = int(slots[0])
+    keys[:, :, first : first + length].copy_(k.transpose(1, 2))
+    values[:, :, first : first + length].copy_(v.transpose(1, 2))
+    return attend(q.transpose(1, 2), keys, values, mask, causal).transpose(1, 2).type_as(heads).contiguous()
+
+
+def attend_one(heads: Tensor, rotary: Tensor, keys: Tensor, values: Tensor, slots: Tensor, mask: Tensor) -> Tensor:
+    """The same of one query a key, heads [B, 1, 3H, K], for torch.compile: it knows no complex numbers, must not know
+    the slot, and makes a loop of each sum that converts what it reads to float32. mask: added to the scores."""
+    q, k, v = heads.chunk(3, dim=2)
+    keys.index_copy_(2, slots, rotate(k, rotary).transpose(1, 2))
+    values.index_copy_(2, slots, v.transpose(1, 2))
+    q = rotate(q, rotary).transpose(1, 2).float() * q.shape[-1] ** -0.5
+    scores = q @ keys.float().mT + mask  # [B, H, 1, S]
+    return (scores.softmax(-1) @ values.float()).transpose(1, 2).type_as(heads).contiguous()
+
+
 class PackedBlock(nn.Module):
     """A block of the GPT that samples with packed matrices, and does nothing else; they are saved as the block's."""
 
@@ -133,45 +159,16 @@ class PackedBlock(nn.Module):
         raise RuntimeError("packed blocks only sample, step by step; load the GPT with --runner eager to do more")
 
     def cached(self, x: Tensor, rotary: Tensor, keys: Tensor, values: Tensor, slots: Tensor, mask: Tensor | None,
-               causal: bool, attended: Callable[..., Tensor] | None = None) -> Tensor:  # fmt: skip
+               causal: bool, attended: Callable[..., Tensor] = attend_cached) -> Tensor:  # fmt: skip
         """As TransformerBlock.cached, on x [B, T, D] and keys and values [B, G, S, K]; slots follow one another.
         attended: what attends, in attend_cached's stead."""
         attention, feed_forward, (batch, length, _) = self.attention, self.feed_forward, x.shape
         x = x.flatten(0, 1)  # [R, D]
         heads = attention.wqkv(norm(x, self.attention_norm)).view(batch, length, -1, attention.head_width)
-        out = (attended or attend_cached)(heads, rotary, keys, values, slots, mask, causal)
+        out = attended(heads, rotary, keys, values, slots, mask, causal)
         x = attention.wo.plus(out.view(x.shape), x)
         h = norm(x, self.ffn_norm)
         return feed_forward.w2.plus(feed_forward.w3.times(h, feed_forward.w1.silu(h)), x).unflatten(0, (batch, length))
-
-
-def attend_cached(heads: Tensor, rotary: Tensor, keys: Tensor, values: Tensor, slots: Tensor, mask: Tensor | None,
-                  causal: bool) -> Tensor:  # fmt: skip
-    """Turn the queries and keys of heads [B, T, H + 2G, K], write to the cache, attend to it: [B, T, H, K]."""
-    groups = keys.shape[1]
-    turned, v = heads.split([heads.shape[2] - groups, groups], dim=2)
-    turned = rotate(turned, rotary) if torch.compiler.is_compiling() else rotate_complex(turned, rotary)
-    q, k = turned.split([turned.shape[2] - groups, groups], dim=2)
-    write(keys, slots, k)
-    write(values, slots, v)
-    out = attend(q.transpose(1, 2), keys, values, mask, causal)  # [B, H, T, K]
-    return out.transpose(1, 2).type_as(heads).contiguous()
-
-
-def rotate_complex(x: Tensor, rotary: Tensor) -> Tensor:
-    """rotate(), in float32 and in fewer operations; torch.compile has none for complex numbers."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * torch.view_as_complex(rotary)[:, None]).flatten(-2)
-
-
-def write(part: Tensor, slots: Tensor, new: Tensor) -> None:
-    """Write new [B, T, G, K] to a part of the cache [B, G, S, K]; slots, int64 [T], follow one another."""
-    new = new.transpose(1, 2)
-    if torch.compiler.is_compiling():  # where it is written to must not be known
-        part.index_copy_(2, slots, new.type_as(part))
-    else:
-        first = int(slots[0])
-        part[:, :, first : first + len(slots)].copy_(new)
 
 
 def norm(x: Tensor, module: RMSNorm) -> Tensor:
@@ -237,17 +234,25 @@ class PackedRunner(BucketRunner):
 
 
 class CompiledPackedRunner(PackedRunner, CompiledRunner):
-    """The same with all of attention between two products compiled, once for all lengths of the cache, and the choice
-    of a code. oneDNN's products stay calls: torch.compile knows none whose matrices are no constants."""
+    """The same with attention between two products compiled, once for all lengths of the cache, and the choice of a
+    code. oneDNN's products stay calls: torch.compile takes only those whose matrices are constants."""
 
     def compile(self) -> None:
         compiled = partial(torch.compile, fullgraph=True)
-        attended = compiled(attend_cached)
+        one = compiled(attend_one)
 
-        def block(layer: PackedBlock, h: Tensor, rotary: Tensor, keys: Tensor, values: Tensor, slots: Tensor,
-                  mask: Tensor | None, causal: bool) -> Tensor:  # fmt: skip
-            for x, axis in ((keys, 2), (values, 2), *([] if mask is None else [(mask, 3)])):
+        def attended(heads: Tensor, rotary: Tensor, keys: Tensor, values: Tensor, slots: Tensor, mask: Tensor,
+                     causal: bool) -> Tensor:  # fmt: skip
+            if heads.shape[1] > 1 or heads.shape[2] > 3 * keys.shape[1]:
+                return attend_cached(heads, rotary, keys, values, slots, mask, causal)
+            for x, axis in ((keys, 2), (values, 2), (mask, 3)):
                 torch._dynamo.maybe_mark_dynamic(x, axis)
-            return layer.cached(h, rotary, keys, values, slots, mask, causal, attended)
+            return one(heads, rotary, keys, values, slots, mask)
 
-        self.block, self.drawn = block, compiled(drawn)
+        self.block = partial(run_packed, attended)
+        self.drawn = partial(drawn, choose=compiled(choose, dynamic=True))
+
+
+def run_packed(attended: Callable[..., Tensor], layer: PackedBlock, *given) -> Tensor:
+    """Its cached(), with what attends."""
+    return layer.cached(*given, attended)

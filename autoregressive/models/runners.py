@@ -3,7 +3,7 @@
 `start` takes a batch of conditions, the codes that are known and a Draw, and returns what that draws of the next code's
 logits; `step` takes the codes just drawn and returns the next ones; `look` does so for several guesses at once, of
 which `accept` keeps the first; `keep` goes on with the first rows alone. The decode loop in generate.py knows nothing
-else. Here are the eager runner and the compiled one; packed.py is the CPU's fast one, captured.py the GPU's.
+else. Here are the eager runner and the compiled one; packed.py has the CPU's, captured.py the GPU's.
 
 Axes: B pictures, R rows (guided: 2B, conditioned rows first), P condition positions, T cached positions, W codes that
 are looked at together, D width of states, C codes in the vocabulary.
@@ -16,17 +16,17 @@ import torch
 from torch import Tensor
 
 from .cache import KVCache
-from .draw import Draw
-from .gpt import Transformer, run_block, same
+from .draw import Draw, choose
+from .gpt import Transformer, run_block, unchanged
 from .mask import key_mask, sequence_mask
 
-Guided = Callable[[Tensor], Tensor]  # the last states [R, W, D] -> those that the head reads, [B, W, D]
+ForHead = Callable[[Tensor], Tensor]  # the last states [R, W, D] -> those that the head reads, [B, W, D]
 
 
-def drawn(draw: Draw | None, logits: Tensor, numbers: Tensor) -> Tensor:
+def drawn(draw: Draw | None, logits: Tensor, numbers: Tensor, choose: Callable[..., Tensor] = choose) -> Tensor:
     """Codes int64 [B, W] with `numbers`, int64 [W], of logits [B, W, C] in any precision; without a draw those, in
     float32."""
-    return logits.float() if draw is None else draw(logits.float(), numbers)
+    return logits.float() if draw is None else draw(logits.float(), numbers, choose)
 
 
 class EagerRunner:
@@ -34,7 +34,7 @@ class EagerRunner:
 
     def __init__(self, model: Transformer):
         self.model = model
-        self.block, self.drawn = run_block, drawn
+        self.block, self.guide, self.drawn = run_block, Draw.guided, drawn
         self.cache = None
         self.keys: Tensor | None = None  # which cached positions may be attended to, bool [R, 1, 1, T]; None: all
 
@@ -59,7 +59,7 @@ class EagerRunner:
         self.keys = None if valid is None else key_mask(valid, length)
         mask = None if valid is None else sequence_mask(valid, self.filled)
         number = self.counted(self.filled - prefix)
-        logits = self.model.prefill(cond, self.cache, mask, known, self.guided(number))
+        logits = self.model.prefill(cond, self.cache, mask, known, self.for_head(number))
         return self.drawn(draw, logits, number)[:, 0]
 
     def allocate(self, rows: int, length: int, device: torch.device, dtype: torch.dtype) -> KVCache:
@@ -85,24 +85,25 @@ class EagerRunner:
         count = codes.shape[1]
         positions, slots = self.counted(self.filled + self.left_out, count), self.counted(self.filled, count)
         numbers = self.counted(self.filled - self.prefix + 1, count)
-        logits = self.decode(codes.repeat(self.rows // len(codes), 1), positions, slots, self.guided(numbers))
+        logits = self.decode(codes.repeat(self.rows // len(codes), 1), positions, slots, self.for_head(numbers))
         return self.drawn(self.draw, logits, numbers)
 
     def accept(self, count: int) -> None:
         """The first `count` codes that were looked at are right; below 0: so many are to be looked at once more."""
         self.filled += count
 
-    def guided(self, numbers: Tensor) -> Guided:
-        """What makes the states that the head reads of codes with such numbers."""
-        return same if self.draw is None else partial(self.draw.guided, numbers=numbers)
+    def for_head(self, numbers: Tensor) -> ForHead:
+        """Guidance of codes with such numbers, if they are to be drawn."""
+        guided = self.draw is not None and self.rows > len(self.draw.keys)
+        return partial(self.guide, self.draw, numbers=numbers) if guided else unchanged
 
-    def decode(self, codes: Tensor, positions: Tensor, slots: Tensor, guided: Guided) -> Tensor:
+    def decode(self, codes: Tensor, positions: Tensor, slots: Tensor, for_head: ForHead) -> Tensor:
         """Logits [B, W, C] of codes [R, W]."""
         length = self.filled + codes.shape[1]
         cache, mask = self.cache.view(length=length), None if self.keys is None else self.keys[..., :length]
         if codes.shape[1] > 1:
             mask = hidden(slots, cache, mask)
-        return self.model.decode(codes, positions, slots, cache, mask, self.block, guided)
+        return self.model.decode(codes, positions, slots, cache, mask, self.block, for_head)
 
     def keep(self, rows: int) -> None:
         """Go on with the first `rows` rows: the second branch of guidance is over."""
@@ -123,13 +124,13 @@ class BucketRunner(EagerRunner):
     def rounded(self, length: int) -> int:
         return -(-length // self.BUCKET) * self.BUCKET
 
-    def decode(self, codes: Tensor, positions: Tensor, slots: Tensor, guided: Guided) -> Tensor:
+    def decode(self, codes: Tensor, positions: Tensor, slots: Tensor, for_head: ForHead) -> Tensor:
         length = self.rounded(self.filled + codes.shape[1])
         keys = None if self.keys is None else self.keys[..., :length]
         if keys is not None:
             keys = torch.nn.functional.pad(keys, (0, length - keys.shape[-1]))
         cache = self.cache.view(length=length)
-        return self.model.decode(codes, positions, slots, cache, hidden(slots, cache, keys), self.block, guided)
+        return self.model.decode(codes, positions, slots, cache, hidden(slots, cache, keys), self.block, for_head)
 
 
 def hidden(slots: Tensor, cache: KVCache, keys: Tensor | None) -> Tensor:
@@ -142,7 +143,7 @@ def hidden(slots: Tensor, cache: KVCache, keys: Tensor | None) -> Tensor:
 
 
 class CompiledRunner(BucketRunner):
-    """torch.compile of a block, once a bucket for all of them, and of the choice of a code."""
+    """torch.compile of a block, once a bucket for all of them, of guidance, and of the choice of a code."""
 
     SHAPES = 256  # of buckets and batches; beyond torch's default of 8 steps would run plainly, without a word
 
@@ -152,9 +153,9 @@ class CompiledRunner(BucketRunner):
 
     def compile(self) -> None:
         compiled = partial(torch.compile, dynamic=False, fullgraph=True)
-        self.block, self.drawn = compiled(run_block), compiled(drawn)
+        self.block, self.guide, self.drawn = compiled(run_block), compiled(Draw.guided), compiled(drawn)
 
-    def start(self, *given) -> Tensor:
+    def start(self, *given, **more) -> Tensor:
         limits = torch._dynamo.config  # of this thread alone, in newer versions of torch: not to be set once for all
         limits.cache_size_limit = max(limits.cache_size_limit, self.SHAPES)
-        return super().start(*given)
+        return super().start(*given, **more)

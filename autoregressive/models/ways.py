@@ -1,5 +1,8 @@
 """Which way a step is run: by name, or whatever is fastest where the model stands."""
 
+from pathlib import Path
+from sysconfig import get_path
+
 from .captured import CapturedCompiledRunner, CapturedRunner
 from .gpt import Transformer
 from .packed import CompiledPackedRunner, Int8Linear, PackedRunner, can_pack, pack
@@ -23,7 +26,9 @@ def make_runner(name: str, model: Transformer, compiled: bool = False, int8: boo
         raise ValueError("--runner packed: is for CPUs that oneDNN has kernels for, in --precision bf16 or none; this "
                          f"GPT is on {gain.device.type} in {precision_of(model)}. Choose auto")  # fmt: skip
     if int8 and not (packable and name in ("packed", "compiled")):
-        raise ValueError(f"--int8: packed steps on CPUs alone have matrices of eight bits; --runner {name} has not")
+        raise ValueError("--int8: matrices of eight bits are for --runner packed or compiled, on CPUs, in --precision "
+                         f"bf16 or none; this is --runner {name} on {gain.device.type} in {precision_of(model)}"
+                         )  # fmt: skip
     if name == "compiled" and gain.is_cpu:
         find_compiler()
     if int8:
@@ -44,6 +49,9 @@ def find_compiler() -> None:
     except RuntimeError as error:
         raise ValueError(f"--runner compiled: needs a C++ compiler ({error}); install g++, or name yours in CXX"
                          ) from error  # fmt: skip
+    header = Path(get_path("include")) / "Python.h"
+    if not header.exists():
+        raise ValueError(f"--runner compiled: needs Python's headers, {header}; install them (Debian: python3-dev)")
 
 
 def precision_of(model: Transformer) -> str:

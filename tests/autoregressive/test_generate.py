@@ -178,8 +178,7 @@ def test_noise_of_neighbours_is_independent():
 def test_codes_are_drawn_with_the_probabilities_of_the_softmax():
     logits = torch.tensor([2.0, 1.0, 0.5, 0.0, 0.0, -1.0, -2.0, -4.0])
     n = 40_000
-    noise = noise_of(11, torch.arange(n), 0, torch.arange(8, dtype=torch.int32))
-    drawn = choose(logits.expand(n, 8), noise)
+    drawn = choose(logits, noise_keys(11, torch.arange(n), torch.tensor(0)), torch.arange(8, dtype=torch.int32))
     counted, expected = torch.bincount(drawn, minlength=8).double(), n * logits.double().softmax(-1)
     assert ((counted - expected) ** 2 / expected).sum() < 24.3  # chi-square, 7 degrees of freedom, once in 1,000
 

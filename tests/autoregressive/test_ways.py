@@ -7,6 +7,7 @@ reads and writes the same memory each time.
 from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from autoregressive.models import attend, ways
 from autoregressive.models.captured import CapturedRunner
-from autoregressive.models.draw import Sampling
+from autoregressive.models.draw import Draw, Sampling, guide
 from autoregressive.models.packed import CompiledPackedRunner, Int8Linear, PackedRunner, can_pack, pack
 from autoregressive.models.runners import BucketRunner, CompiledRunner, EagerRunner
 from autoregressive.models.ways import make_runner
@@ -40,7 +41,15 @@ class Packed(PackedRunner):
     BUCKET = 16
 
 
-WAYS = [EagerRunner, Buckets, Traced, pytest.param(Packed, marks=packs)]
+class Between(CompiledPackedRunner):
+    BUCKET = 16
+
+    def compile(self):
+        with patch.object(torch, "compile", lambda function, **options: function):
+            super().compile()
+
+
+WAYS = [EagerRunner, Buckets, Traced, pytest.param(Packed, marks=packs), pytest.param(Between, marks=packs)]
 
 
 def stop(error, at, i, out):
@@ -108,6 +117,23 @@ def test_another_runner_of_the_same_model_works_beside_it(way):
 
     assert torch.equal(sampled(runner, "c2i", SETTINGS["guided"], on_code=draw_beside), expected)
     assert torch.equal(seen[0], expected)
+
+
+# ---- guidance
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_head_reads_one_state_a_picture(way):
+    runner, rows = way(model_of()), []
+    runner.model.output.register_forward_pre_hook(lambda head, given: rows.append(given[0].shape[:2]))
+    sampled(runner, "c2i", SETTINGS["guided"])
+    assert set(rows) == {(3, 1)}
+
+
+def test_states_are_guided_in_float32():
+    states, draw = torch.randn(8, 1, 64).bfloat16(), Draw(Sampling(cfg_scale=7.5), 1, 0, torch.arange(4), 96)
+    exact, found = guide(states.float(), 7.5), draw.guided(states, torch.tensor([0]))
+    assert found.dtype == torch.bfloat16 and ((found - exact).abs() <= 2**-8 * exact.abs()).all()
 
 
 # ---- looking ahead
@@ -261,7 +287,7 @@ def test_runners_are_chosen_by_name():
     for wrong, message in [
         (dict(name="fast"), "--runner fast: choose auto or one of eager, compiled, captured, packed"),
         (dict(name="captured"), "--runner captured: is for NVIDIA GPUs"),
-        (dict(name="eager", int8=True), "--int8: .*--runner eager has not"),
+        (dict(name="eager", int8=True), "--int8: .* --runner packed or compiled, .*; this is --runner eager on cpu"),
     ]:
         with pytest.raises(ValueError, match=message):
             make_runner(model=model_of(), **wrong)
@@ -276,7 +302,7 @@ def test_compiled_steps_on_a_cpu_have_packed_matrices_where_they_can(monkeypatch
     assert type(make_runner("compiled", model_of().half())) is CompiledRunner
     runner = make_runner("compiled", model_of(), int8=True)
     assert type(runner) is CompiledPackedRunner and isinstance(runner.model.output, Int8Linear)
-    with pytest.raises(ValueError, match="--int8: .*--runner compiled has not"):
+    with pytest.raises(ValueError, match="--int8: .* in --precision bf16 or none; .* compiled on cpu in float16"):
         make_runner("compiled", model_of().half(), int8=True)
 
 
@@ -285,6 +311,13 @@ def test_a_missing_compiler_is_said_before_anything_is_packed():
     with without, pytest.raises(ValueError, match="--runner compiled: needs a C[+][+] compiler .*; install g[+][+]"):
         make_runner("compiled", model, int8=True)
     assert isinstance(model.output, torch.nn.Linear)
+
+
+def test_missing_headers_are_said_too(monkeypatch, tmp_path):
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", lambda: "g++")
+    monkeypatch.setattr(ways, "get_path", lambda name: str(tmp_path))
+    with pytest.raises(ValueError, match="--runner compiled: needs Python's headers, .*Python.h; install them"):
+        ways.find_compiler()
 
 
 def test_packing_in_eight_bits_after_packing_is_refused():
