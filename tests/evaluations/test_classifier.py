@@ -69,7 +69,7 @@ def samples(path: Path, labels: list[int], shown: list[int]) -> str:
 def test_a_classifier_learns_and_the_file_says_how_well(trained):
     weights = read_weights(trained / "classifier.safetensors")
     assert weights.meta["kind"] == "classifier" and weights.meta["class_names"] == CLASSES
-    assert weights.meta["config"] == {"width": 4, "num_classes": 3, "image_size": 8}
+    assert weights.meta["config"] == {"width": 8, "num_classes": 3, "image_size": 8}
     assert weights.meta["accuracy"] > 0.9
     last = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
     assert last == {"step": 12, "val_accuracy": weights.meta["accuracy"]}
