@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from statistics import mean
 
 from autoregressive.sample.many_prompts import sample_many_prompts
 from autoregressive.sample.options import SampleT2IMany
@@ -55,11 +56,14 @@ def test_pictures_show_what_their_prompts_ask_for(tmp_path):
         "--data-path {lists} --code-path {at}/codes --t5-feat-path {at}/features --gpt-model GPT-1M --image-size 16 "
         "--dropout-p 0 --token-dropout-p 0 --mixed-precision none --no-compile --max-steps 300 --lr 3e-3 "
         "--warmup-steps 50 --global-batch-size 32 --results-dir {at} {training} gpt")  # fmt: skip
-    run(sample_many_prompts, SampleT2IMany,
-        "--gpt-ckpt {at}/gpt/checkpoints/0000300.pt --t5-path {at}/t5 --t5-model-type small --num-fid-samples 40 "
-        "--prompt-csv {at}/data/prompts.tsv --per-proc-batch-size 40 --cfg-scale 1.5 --top-k 0 --top-p 0.5 "
-        "--sample-dir {at}/samples --device cpu " + vq)  # fmt: skip
-    (samples,) = (tmp_path / "samples").iterdir()
-    shares = score(ScoreColouredDigits(str(samples), str(tmp_path / "data")))["samples"]
-    # By chance, a half and twice a third; this long a training reaches 0.8 to 0.9.
-    assert shares["digit"] > 0.65 and shares["colour"] > 0.6 and shares["ground"] > 0.7, shares
+    shares = []
+    for seed in range(4):
+        run(sample_many_prompts, SampleT2IMany,
+            "--gpt-ckpt {at}/gpt/checkpoints/0000300.pt --t5-path {at}/t5 --t5-model-type small --num-fid-samples 40 "
+            "--prompt-csv {at}/data/prompts.tsv --per-proc-batch-size 40 --cfg-scale 1.5 --top-k 0 --top-p 0.5 "
+            f"--global-seed {seed} --sample-dir {{at}}/samples-{seed} --device cpu " + vq)  # fmt: skip
+        (samples,) = (tmp_path / f"samples-{seed}").iterdir()
+        shares.append(score(ScoreColouredDigits(str(samples), str(tmp_path / "data")))["samples"])
+    # By chance, a half and twice a third; this long a training reaches 0.75 to 0.9, and 40 pictures miss that by 0.07.
+    digit, colour, ground = (mean(each[name] for each in shares) for name in ("digit", "colour", "ground"))
+    assert digit > 0.65 and colour > 0.6 and ground > 0.7, shares
