@@ -26,7 +26,7 @@ TRAINING = "--lr-schedule cosine --num-workers 0 --device cpu --run-name"
 def write_data(folder: Path) -> str:
     """Pictures; the train list and the prompts of noughts and ones without black alone."""
     folder.mkdir()
-    write_pictures(folder, 6000, 240, seed=0)
+    write_pictures(folder, 12_000, 240, seed=0)
     path = folder / "lists/train.jsonl"
     kept = [line for line in path.read_text().splitlines() if json.loads(line)["digit"] < 2 and "black" not in line]
     path.write_text("\n".join(kept) + "\n")
@@ -57,13 +57,14 @@ def test_pictures_show_what_their_prompts_ask_for(tmp_path):
         "--dropout-p 0 --token-dropout-p 0 --mixed-precision none --no-compile --max-steps 300 --lr 3e-3 "
         "--warmup-steps 50 --global-batch-size 32 --results-dir {at} {training} gpt")  # fmt: skip
     shares = []
-    for seed in range(4):
+    for seed in range(2):
         run(sample_many_prompts, SampleT2IMany,
             "--gpt-ckpt {at}/gpt/checkpoints/0000300.pt --t5-path {at}/t5 --t5-model-type small --num-fid-samples 40 "
             "--prompt-csv {at}/data/prompts.tsv --per-proc-batch-size 40 --cfg-scale 1.5 --top-k 0 --top-p 0.5 "
             f"--global-seed {seed} --sample-dir {{at}}/samples-{seed} --device cpu " + vq)  # fmt: skip
         (samples,) = (tmp_path / f"samples-{seed}").iterdir()
         shares.append(score(ScoreColouredDigits(str(samples), str(tmp_path / "data")))["samples"])
-    # By chance, a half and twice a third; this long a training reaches 0.75 to 0.9, and 40 pictures miss that by 0.07.
+    # By chance, a half and twice a third; this long a training reaches 0.75 to 0.9. With half of the pictures it learns
+    # them by heart, and digits come out at 0.6 on some processors.
     digit, colour, ground = (mean(each[name] for each in shares) for name in ("digit", "colour", "ground"))
     assert digit > 0.65 and colour > 0.6 and ground > 0.7, shares
