@@ -10,6 +10,7 @@ from torch import Tensor
 from autoregressive.models.gpt import GPT_CONFIGS, ModelArgs, Transformer
 from autoregressive.options import GPTOptions
 from engine.checkpoint import Weights, checksum, load_strict, read_weights
+from engine.modes import on_meta
 
 PUBLISHED_DOWNSAMPLE = 16  # of the tokenizers whose codes published GPTs draw, which their files do not say
 
@@ -123,7 +124,7 @@ def gpt_from(weights: Weights, options: GPTOptions, downsample: int, device: tor
              dtype: torch.dtype | None) -> GPT:  # fmt: skip
     """The GPT of these weights in eval mode. dtype None: in the file's precision."""
     name, args, size = config_for(options, weights, downsample)
-    with torch.device("meta"):
+    with on_meta():
         model = Transformer(args)
     load_strict(model, weights, "--gpt-ckpt", f"Is it a {name}? Choose another --gpt-model")
     model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)

@@ -29,6 +29,7 @@ WRAPPERS = ("model", "module", "state_dict")
 DROPPED = ("freqs_cis",)
 PREFIXES = ("module.", "_orig_mod.")
 HUB_WEIGHTS = "model.safetensors"  # of a folder as it lies on the Hub
+SHARDED_META = "meta.json"  # of a folder that a sharded run wrote
 # What the format calls the types of numbers.
 SAFETENSORS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
                torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
@@ -113,9 +114,9 @@ def read_file(path: str | Path, flag: str = "checkpoint") -> dict:
     """Everything that a weight file holds, on the CPU; never runs code from it."""
     path = Path(path)
     if path.is_dir():
-        from engine.sharded_checkpoint import is_sharded_checkpoint, read_whole
-
         if is_sharded_checkpoint(path):
+            from engine.sharded_checkpoint import read_whole
+
             return read_whole(path)
         found = [path / name for name in (HUB_WEIGHTS, "consolidated.pth") if (path / name).is_file()]
         if not found:
@@ -157,6 +158,10 @@ def read_file(path: str | Path, flag: str = "checkpoint") -> dict:
     if not isinstance(data, dict):
         raise ValueError(f"{flag} {path}: no weights in it, but a {type(data).__name__}; expected a dict of tensors")
     return data
+
+
+def is_sharded_checkpoint(path: Path) -> bool:
+    return (path / SHARDED_META).is_file()
 
 
 def is_torchscript(path: Path) -> bool:

@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from engine.distributed import Context, pick_precision
+from engine.modes import on_meta
 from engine.options import OptimOptions, ParallelOptions
 from engine.parts import whole
 
@@ -45,7 +46,7 @@ class Parallel:
         checkpointed and compiled one by one; value: that of the method which gives a weight's initial value by name;
         methods: those beside forward that compute with weights.
         """
-        with torch.device("meta") if self.sharded else nullcontext():
+        with on_meta() if self.sharded else nullcontext():
             module = build()
         parts = getattr(module, blocks)
         if self.options.activation_checkpointing:

@@ -24,11 +24,11 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata
 
+from engine.checkpoint import SHARDED_META as META
 from engine.checkpoint import clear_leftovers, write_json
 from engine.distributed import Context
 
 FORMAT = 1
-META = "meta.json"
 WHOLE = ("model.", "ema.")  # names of what is read to sample from
 PART = 2**24  # bytes that are read at once
 # What the index of a checkpoint is made of, beside torch's types of numbers.
@@ -150,10 +150,6 @@ def checksum(path: Path) -> int:
 def checksum_of(papers: dict) -> int:
     """CRC-32 of what a file says, however it is written down."""
     return zlib.crc32(json.dumps(papers, sort_keys=True).encode())
-
-
-def is_sharded_checkpoint(path: Path) -> bool:
-    return (path / META).is_file()
 
 
 def read_papers(path: Path) -> dict:

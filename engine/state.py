@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from engine.checkpoint import HUB_WEIGHTS, Weights, clean, load_strict, read_file
+from engine.checkpoint import HUB_WEIGHTS, Weights, clean, is_sharded_checkpoint, load_strict, read_file
 from engine.optim import EMA, load_optimizer
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -49,10 +49,10 @@ def read_state(path: Path, flag: str) -> dict:
     for each entry of tensors."""
     if not path.is_dir() or (path / HUB_WEIGHTS).is_file():
         return read_file(path, flag)
-    from engine.sharded_checkpoint import is_sharded_checkpoint, names_in, read_papers
-
     if not is_sharded_checkpoint(path):
         return read_published(path, flag)
+    from engine.sharded_checkpoint import names_in, read_papers
+
     return {**dict.fromkeys(name.partition(".")[0] for name in names_in(path)), **read_papers(path)}
 
 

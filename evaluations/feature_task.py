@@ -6,6 +6,7 @@ import torch
 
 from engine.checkpoint import checksum, load_strict, read_file, read_weights, save_safetensors
 from engine.distributed import pick_device
+from engine.modes import on_meta
 from evaluations.archive import Pictures, sha256
 from evaluations.features import Activations, FeatureNet, classifier_net, extract, inception_net
 from evaluations.inception import Inception, folded
@@ -30,7 +31,7 @@ def load_feature_net(path: str | None, device: torch.device | str = "auto", flag
         name = f"{Path(file).name} (ConvNet-{net.config.width})"
         return classifier_net(net, checksum(net.state_dict()), name)
     weights = read_weights(file, flag=flag)
-    with torch.device("meta"):
+    with on_meta():
         module = Inception()
     try:
         weights.state = folded(weights.state)

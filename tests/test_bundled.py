@@ -63,8 +63,11 @@ def test_a_picture_is_drawn_and_read_again():
     assert 10 * np.log10(255**2 / error) > 18, "in dB: its own pictures come through the tokenizer"
 
 
-def test_the_sampler_without_flags_leaves_a_grid(tmp_path):
-    command = [sys.executable, str(ROOT / "autoregressive/sample/sample_c2i.py"), "--precision", "none"]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, env=environment())
+def test_the_sampler_without_flags_leaves_a_grid_and_waits_for_no_compiler(tmp_path):
+    script = str(ROOT / "autoregressive/sample/sample_c2i.py")
+    command = [sys.executable, "-X", "importtime", script, "--precision", "none"]
+    done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, env=environment(), text=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "torch" in imported and not imported & {"torch._dynamo", "torch.distributed.checkpoint", "sympy"}
     picture = Image.open(tmp_path / "sample_c2i.png")
     assert picture.width > 4 * 32 and json.loads(picture.text["settings"])["classes"][0] == "airplane"

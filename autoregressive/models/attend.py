@@ -44,11 +44,13 @@ def has_kernels(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-@torch.compiler.assume_constant_result
 def multiplies_bf16() -> bool:
     """Whether this processor does so itself."""
     native = machine() not in ("x86_64", "AMD64") or torch.cpu._is_avx512_bf16_supported()
     return native and has_kernels(torch.bfloat16)
+
+
+MULTIPLIES_BF16 = multiplies_bf16()  # a constant, for torch.compile cannot ask
 
 
 def width_in_memory(width: int, device: torch.device) -> int:
@@ -69,7 +71,7 @@ def attend_few(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: floa
     In bf16 themselves where the processor multiplies it, and keys and values have no gaps: a product with gaps copies
     them, and one is built for each length that there is. Scores are then rounded, as in transformers' eager attention.
     """
-    native = k.dtype == torch.bfloat16 and k.is_contiguous() and multiplies_bf16()
+    native = k.dtype == torch.bfloat16 and k.is_contiguous() and MULTIPLIES_BF16
     if k.dtype != torch.float32 and not native:
         at_once = max(1, WIDE // k[0].numel())
         masks = repeat(mask) if mask is None or len(mask) == 1 else mask.split(at_once)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from engine.checkpoint import Weights, checksum, load_strict, read_weights
+from engine.modes import on_meta
 from tokenizer.tokenizer_image.vq_model import USAGE_WINDOW, VQ_CONFIGS, VQ_models, VQConfig, VQModel
 from tokenizer.tokenizer_image.vq_options import TokenizerOptions
 
@@ -46,7 +47,7 @@ def recognise(state: dict[str, Tensor]) -> str | None:
     size, width = state["quantize.embedding.weight"].shape
     shapes = {name: value.shape for name, value in state.items()}
     for name in VQ_CONFIGS:
-        with torch.device("meta"):
+        with on_meta():
             own = VQ_models[name](codebook_size=size, codebook_embed_dim=width).state_dict()
         if {name: value.shape for name, value in own.items()} == shapes:
             return name
@@ -97,7 +98,7 @@ def tokenizer_from(weights: Weights, options: TokenizerOptions, device: torch.de
     """The same of weights that have been read. dtype None: in the file's precision."""
     weights = with_usage(weights)
     name, config = config_for(options, weights)
-    with torch.device("meta"):
+    with on_meta():
         model = VQModel(config)
     load_strict(model, weights, "--vq-ckpt", f"Is it a {name}? Choose another --vq-model")
     model = model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
