@@ -2,13 +2,18 @@
 
 import os
 import random
+import resource
+import runpy
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
+from functools import cache
+from multiprocessing import get_context
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import torch
@@ -66,29 +71,51 @@ def free_port() -> int:
             return port
 
 
+@cache
+def forks() -> BaseContext:
+    """Of processes that have imported torch and done nothing else. Importing it is most of what a script on a tiny
+    model takes time for."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["support", "torch._dynamo", "torch.distributed.checkpoint", "torchvision"])
+    return context
+
+
+def become(line: list[str], told: dict[str, str], limit: tuple[int, int], said: list[str]) -> None:
+    """What such a process does: it runs `line`, a script and its arguments, in the environment `told`, with `limit` to
+    the size of files; its output and errors go to the files `said`."""
+    for number, path in zip((1, 2), said):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    os.environ.clear()
+    os.environ.update(told)
+    os.chdir(ROOT)
+    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    sys.path[:0], sys.argv = [str(Path(line[0]).parent)], line
+    runpy.run_path(line[0], run_name="__main__")
+
+
 def spawn(line: list[str], told: list[dict[str, str]], timeout: float) -> subprocess.CompletedProcess:
     """A process for each of `told`'s environments, to their ends. What they said stands one rank after the other; the
     exit code is that of the first one that failed: the others are killed, if they do not end soon, too."""
-    with ExitStack() as opened:
-        files = [opened.enter_context(tempfile.TemporaryFile("w+")) for _ in range(2 * len(told))]
-        running = [subprocess.Popen(line, env={**environment(), **each}, cwd=ROOT, stdout=out, stderr=err)
-                   for each, out, err in zip(told, files[::2], files[1::2])]  # fmt: skip
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with tempfile.TemporaryDirectory() as folder:
+        files = [[f"{folder}/{rank}.{what}" for what in ("out", "err")] for rank in range(len(told))]
+        running = []
         code, deadline = 0, time.monotonic() + timeout
         try:
-            while None in (ends := [each.poll() for each in running]) and time.monotonic() < deadline:
+            for each, said in zip(told, files):
+                process = forks().Process(target=become, args=(line, {**environment(), **each}, limit, said))
+                process.start()
+                running.append(process)
+            while None in (ends := [each.exitcode for each in running]) and time.monotonic() < deadline:
                 if not code and (code := next((end for end in ends if end), 0)):
                     deadline = min(deadline, time.monotonic() + 10)
                 time.sleep(0.02)
         finally:
             for each in running:
                 each.kill()
-                each.wait()
+                each.join()
         code = code or next((end for end in ends if end), 0)
-        said = []
-        for file in files:
-            file.seek(0)
-            said.append(file.read())
-    out, err = "".join(said[::2]), "".join(said[1::2])
+        out, err = ("".join(Path(said).read_text() for said in kind) for kind in zip(*files))
     if not code and None in ends:
         raise TimeoutError(f"not done in {timeout} s\n{out}\n{err}")
     return subprocess.CompletedProcess(line, code, out, err)
@@ -101,12 +128,12 @@ def run_script(script: str | Path, *arguments: str, ranks: int = 1, code: int | 
     launcher: what tells the processes who they are; "torchrun" itself takes some seconds more, and ends with 1 where
     one of them fails. node: so many of them are a node (default: all).
     """
-    if ranks == 1 or launcher == "torchrun":
+    if launcher == "torchrun":
         done = subprocess.run(command(script, *arguments, ranks=ranks), capture_output=True, text=True, timeout=timeout,
                               env=environment(), cwd=ROOT)  # fmt: skip
     else:
         port = free_port()
-        told = [launcher(rank, ranks, node or ranks, port) for rank in range(ranks)]
-        done = spawn(command(script, *arguments), told, timeout)
+        told = [launcher(rank, ranks, node or ranks, port) for rank in range(ranks)] if ranks > 1 else [{}]
+        done = spawn([str(script), *map(str, arguments)], told, timeout)
     assert code is None or done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done

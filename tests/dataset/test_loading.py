@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset, default_collate
 
-from dataset.loading import Feed
+from dataset.loading import Feed, lasting
 
 
 class Mortal(Dataset):
@@ -61,6 +61,34 @@ def test_workers_that_are_killed_again_and_again_end_the_run(tmp_path):
     whole = read(feed(tmp_path / "whole"))
     with pytest.raises(OSError, match="being killed"), pytest.warns(UserWarning, match="starts again"):
         read(feed(tmp_path / "mortal", deadly=(whole[3][1][2],), lives=9, workers=1))
+
+
+def failing(error: Exception, start: int):
+    """What lasting() takes: batches that are the numbers of their steps; the first time, step 4 fails."""
+    fails = iter([error])
+
+    def batches_from(step: int):
+        for each in range(step, 6):
+            if each == 4 and (now := next(fails, None)):
+                raise now
+            yield each
+
+    return lasting(batches_from, start)
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), ConnectionRefusedError(),
+                                   EOFError()], ids=lambda error: type(error).__name__)  # fmt: skip
+def test_a_worker_killed_before_it_handed_its_batch_over_costs_none(error):
+    with pytest.warns(UserWarning, match=f"DataLoader worker gone: {type(error).__name__}.*starts again at step 4"):
+        assert list(failing(error, 2)) == [2, 3, 4, 5]
+    with pytest.raises(OSError, match="being killed .DataLoader worker gone"):
+        list(failing(error, 4))
+
+
+@pytest.mark.parametrize("kind", [ConnectionResetError, EOFError])
+def test_what_a_dataset_cannot_reach_is_not_taken_for_a_killed_worker(kind):
+    with pytest.raises(kind, match="Caught"):
+        list(failing(kind("Caught an error in DataLoader worker process 0."), 2))
 
 
 def test_an_error_of_the_dataset_is_not_taken_for_a_killed_worker(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -117,7 +118,7 @@ def test_no_import_of_torchvision():
     parts = ["painter", "sheets", "listen", "model", "plugin", "convert", "wire", "ledger", "api"]
     imports = "; ".join(f"import autoregressive.serve.{part}" for part in parts)
     code = f"import sys; sys.modules['torchvision'] = None; {imports}; assert sys.modules['torchvision'] is None"
-    run_script("-c", code)
+    subprocess.run([sys.executable, "-c", code], env=environment(), cwd=ROOT, check=True)
 
 
 @pytest.mark.parametrize("sampling, words", [
