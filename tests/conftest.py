@@ -7,3 +7,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for the scr
 import torch
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list) -> None:
+    """The longest test comes first, so that of several processes none waits for it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_prompts_to_digits.py")

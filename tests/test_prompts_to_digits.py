@@ -45,7 +45,7 @@ def test_pictures_show_what_their_prompts_ask_for(tmp_path):
     run(train_tokenizer, TrainTokenizer,
         "--dataset jsonl --data-path {lists} --image-size 16 --vq-model VQ-4-tiny --codebook-size 128 --max-steps 250 "
         "--perceptual-weight 0 --disc-weight 0 --reconstruction-loss l1 --entropy-loss-ratio 0.03 --lr 4e-3 "
-        "--warmup-steps 20 --global-batch-size 32 --results-dir {at} {training} vq")  # fmt: skip
+        "--warmup-steps 20 --global-batch-size 16 --results-dir {at} {training} vq")  # fmt: skip
     vq = "--vq-ckpt {at}/vq/checkpoints/0000250.pt"
     run(extract_list_codes, ExtractTextCodes,
         "--data-path {lists} --code-path {at}/codes --image-size 16 --num-workers 0 --device cpu " + vq)  # fmt: skip
@@ -54,17 +54,17 @@ def test_pictures_show_what_their_prompts_ask_for(tmp_path):
         "--device cpu")  # fmt: skip
     run(train_t2i, TrainT2I,
         "--data-path {lists} --code-path {at}/codes --t5-feat-path {at}/features --gpt-model GPT-1M --image-size 16 "
-        "--dropout-p 0 --token-dropout-p 0 --mixed-precision none --no-compile --max-steps 300 --lr 3e-3 "
-        "--warmup-steps 50 --global-batch-size 32 --results-dir {at} {training} gpt")  # fmt: skip
+        "--dropout-p 0 --token-dropout-p 0 --mixed-precision none --no-compile --max-steps 600 --lr 2e-3 "
+        "--warmup-steps 50 --global-batch-size 16 --results-dir {at} {training} gpt")  # fmt: skip
     shares = []
     for seed in range(2):
         run(sample_many_prompts, SampleT2IMany,
-            "--gpt-ckpt {at}/gpt/checkpoints/0000300.pt --t5-path {at}/t5 --t5-model-type small --num-fid-samples 40 "
+            "--gpt-ckpt {at}/gpt/checkpoints/0000600.pt --t5-path {at}/t5 --t5-model-type small --num-fid-samples 40 "
             "--prompt-csv {at}/data/prompts.tsv --per-proc-batch-size 40 --cfg-scale 1.5 --top-k 0 --top-p 0.5 "
             f"--global-seed {seed} --sample-dir {{at}}/samples-{seed} --device cpu " + vq)  # fmt: skip
         (samples,) = (tmp_path / f"samples-{seed}").iterdir()
         shares.append(score(ScoreColouredDigits(str(samples), str(tmp_path / "data")))["samples"])
-    # By chance, a half and twice a third; this long a training reaches 0.75 to 0.9. With half of the pictures it learns
-    # them by heart, and digits come out at 0.6 on some processors.
+    # By chance, a half and twice a third; this long a training reaches 0.7 to 0.95. With half of the pictures digits
+    # come out at 0.6 on some processors.
     digit, colour, ground = (mean(each[name] for each in shares) for name in ("digit", "colour", "ground"))
     assert digit > 0.65 and colour > 0.6 and ground > 0.7, shares
