@@ -1,7 +1,6 @@
 """The ways to run a step: each gives the codes of the plain float32 loop, whatever was sampled before it.
 
-A CUDA graph is played by a trace of the step on the CPU: numbers of Python are baked into it in the same way, and it
-reads and writes the same memory each time.
+A CUDA graph is played by a recording of the step on the CPU (recording.py).
 """
 
 from contextlib import nullcontext
@@ -11,9 +10,9 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from recording import Recording, storage
 from tiny_gpts import KINDS, SETTINGS, model_of, packs, sampled
 from torch._inductor import config as inductor
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from autoregressive.models import attend, ways
 from autoregressive.models.captured import CapturedRunner
@@ -27,13 +26,13 @@ class Buckets(BucketRunner):
     BUCKET = 16
 
 
-class Traced(CapturedRunner):
+class Recorded(CapturedRunner):
     BUCKET = 16
-    traces = 0
+    recordings = 0
 
     def capture(self, work):
-        self.traces += 1
-        self.last = make_fx(work)()
+        self.recordings += 1
+        self.last = Recording(work)
         return self.last
 
 
@@ -49,7 +48,7 @@ class Between(CompiledPackedRunner):
             super().compile()
 
 
-WAYS = [EagerRunner, Buckets, Traced, pytest.param(Packed, marks=packs), pytest.param(Between, marks=packs)]
+WAYS = [EagerRunner, Buckets, Recorded, pytest.param(Packed, marks=packs), pytest.param(Between, marks=packs)]
 
 
 def stop(error, at, i, out):
@@ -63,7 +62,7 @@ def stop(error, at, i, out):
 def test_every_way_gives_the_codes_of_the_plain_loop(way, kind, name):
     expected = sampled(EagerRunner(model_of(kind)), kind, SETTINGS[name])
     runner = way(model_of(kind))
-    for window in (1, 5) if way is Traced else (1, 2, 7, 100):
+    for window in (1, 2, 7, 100):
         found = sampled(runner, kind, SETTINGS[name], window=window)
         assert torch.equal(found, expected), f"looking at {window} codes together"
 
@@ -81,7 +80,7 @@ def test_nothing_is_left_of_earlier_calls(way, kind):
         assert torch.equal(found, sampled(plain, kind, SETTINGS[name], **given)), (batch, codes, name)
 
 
-@pytest.mark.parametrize("way", [EagerRunner, Buckets, Traced])
+@pytest.mark.parametrize("way", [EagerRunner, Buckets, Recorded])
 def test_a_cache_may_be_wider_than_the_heads(way, monkeypatch):
     expected = sampled(EagerRunner(model_of("t2i")), "t2i", SETTINGS["guided"])
     monkeypatch.setitem(attend.MULTIPLES, "cpu", 24)  # as GPUs ask for multiples of 8; the heads have 16
@@ -202,16 +201,16 @@ def test_right_guesses_save_steps_and_the_slowest_picture_sets_the_pace():
 
 
 def test_a_graph_is_captured_once_a_shape_and_few_are_kept(monkeypatch):
-    runner, plain = Traced(model_of()), EagerRunner(model_of())
+    runner, plain = Recorded(model_of()), EagerRunner(model_of())
     for _ in range(2):
         for scale, seed, heat, share in ((2.0, 1, 1.0, 0.9), (3.0, 2, 0.7, 0.5)):  # are no part of the shape
             sampling = Sampling(cfg_scale=scale, top_k=9, temperature=heat, top_p=share)
             found = sampled(runner, "c2i", sampling, seed=seed, first=seed)
             assert torch.equal(found, sampled(plain, "c2i", sampling, seed=seed, first=seed))
-    assert runner.traces == len(runner.graphs) == 3  # buckets of 16 in 1 + 35 positions
+    assert runner.recordings == len(runner.graphs) == 3  # buckets of 16 in 1 + 35 positions
     sampled(runner, "c2i", Sampling(cfg_scale=2.0, top_k=8))
-    assert runner.traces == 6
-    monkeypatch.setattr(Traced, "GRAPHS", 4)
+    assert runner.recordings == 6
+    monkeypatch.setattr(Recorded, "GRAPHS", 4)
     sampled(runner, "c2i", Sampling(cfg_scale=2.0, top_k=7))
     assert len(runner.graphs) <= 4
     cache = runner.place.cache
@@ -222,15 +221,15 @@ def test_a_graph_is_captured_once_a_shape_and_few_are_kept(monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_graph_reads_nothing_that_the_next_call_has_not(kind):
     """A replay finds tensors by their place in memory: those that a call makes for itself are gone by then."""
-    runner = Traced(model_of(kind))
+    runner = Recorded(model_of(kind))
     sampled(runner, kind, SETTINGS["guided"])
     model = runner.model
     kept = [*model.state_dict().values(), model.rotary(torch.device("cpu")), *vars(runner.place).values()]
     kept = [tensor for part in kept for tensor in (sum(part, []) if isinstance(part, tuple) else [part])]
-    lasting = {tensor.untyped_storage().data_ptr() for tensor in kept if isinstance(tensor, torch.Tensor)}
-    reads = [getattr(runner.last, node.target) for node in runner.last.graph.nodes if node.op == "get_attr"]
-    assert len(reads) > 20
-    assert all(tensor.untyped_storage().data_ptr() in lasting for tensor in reads if tensor.numel() > 1)
+    lasting = {storage(tensor) for tensor in kept if isinstance(tensor, torch.Tensor)}
+    reads = runner.last.reads()
+    assert len({storage(tensor) for tensor in reads}) > 20
+    assert all(storage(tensor) in lasting for tensor in reads if tensor.numel() > 1)
 
 
 def test_memory_that_runs_out_during_a_capture_is_told_from_a_step_that_cannot_be_captured(monkeypatch):
@@ -254,13 +253,13 @@ def test_memory_that_runs_out_during_a_capture_is_told_from_a_step_that_cannot_b
     error = RuntimeError("operation not permitted")
     with pytest.raises(RuntimeError, match="--runner captured: .*operation not permitted.*--runner eager"):
         sampled(runner, "c2i", SETTINGS["plain"])
-    monkeypatch.setattr(runner, "capture", lambda work: make_fx(work)())
+    monkeypatch.setattr(runner, "capture", Recording)
     assert torch.equal(sampled(runner, "c2i", SETTINGS["plain"]), expected)
 
 
 def test_what_is_masked_is_forgotten():
     """A picture that overflowed spoils no later one: what is masked is multiplied by 0, but 0 times NaN is NaN."""
-    runner, expected = Traced(model_of()), sampled(EagerRunner(model_of()), "c2i", SETTINGS["guided"])
+    runner, expected = Recorded(model_of()), sampled(EagerRunner(model_of()), "c2i", SETTINGS["guided"])
     sampled(runner, "c2i", SETTINGS["guided"])
     with torch.inference_mode():
         for part in sum(runner.place.cache, []):
@@ -271,7 +270,7 @@ def test_what_is_masked_is_forgotten():
 def test_logits_can_be_had_from_a_captured_runner():
     cond, codes = torch.arange(2), torch.zeros(2, dtype=torch.int64)
     with torch.inference_mode():
-        runners = [way(model_of()) for way in (EagerRunner, Traced)]
+        runners = [way(model_of()) for way in (EagerRunner, Recorded)]
         found = [torch.stack([runner.start(cond, 8), runner.step(codes)]) for runner in runners]
     torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=0)
 
