@@ -67,22 +67,16 @@ def lasting(batches_from: Callable[[int], Iterable[dict]], start: int) -> Iterat
                 step += 1
             return
         except (RuntimeError, ConnectionError, EOFError) as error:
-            if not of_a_killed_worker(error):  # the dataset's own error
+            # A killed worker has many faces: torch names it, or its memory or the thread that pins it cannot be
+            # reached. The dataset's own errors begin with this word.
+            if str(error).startswith("Caught "):
                 raise
-            said = str(error) if isinstance(error, RuntimeError) else f"DataLoader worker gone: {error!r}"
+            said = str(error) if "DataLoader worker" in str(error) else f"DataLoader worker gone: {error!r}"
             if step == began:
                 raise OSError(f"the loader's worker processes are being killed ({said}); is there memory for as many "
                               "as --num-workers?") from error  # fmt: skip
             warnings.warn(f"{said}; the loader starts again at step {step}", stacklevel=2)
         gc.collect()  # of the ended loader, before the next one's processes are forked with what is left
-
-
-def of_a_killed_worker(error: Exception) -> bool:
-    """Torch names the process; but where a batch was announced, whose memory it no longer hands over, the connection
-    fails instead. A dataset's own error begins with 'Caught'."""
-    if isinstance(error, RuntimeError):
-        return "DataLoader worker (pid" in str(error)
-    return not str(error).startswith("Caught ")
 
 
 def read_ahead(dataset: Dataset, batches: Iterable[list], ahead: int = 8) -> Iterator[dict[str, torch.Tensor]]:

@@ -13,7 +13,7 @@ class on_meta(TorchFunctionMode):
     out: what they return has the shape of their input.
     """
 
-    LEFT_OUT = (nn.init.normal_, Tensor.normal_, F.normalize)
+    LEFT_OUT = (nn.init.normal_, F.normalize)
 
     def __init__(self):
         super().__init__()
@@ -29,8 +29,8 @@ class on_meta(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function in self.LEFT_OUT:
-            return args[0] if args else kwargs["tensor"]
+        if function in self.LEFT_OUT and (tensor := next(iter((*args, *kwargs.values())))).is_meta:
+            return tensor
         return function(*args, **kwargs)
 
 

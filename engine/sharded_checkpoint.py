@@ -24,8 +24,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata
 
-from engine.checkpoint import SHARDED_META as META
-from engine.checkpoint import clear_leftovers, write_json
+from engine.checkpoint import SHARDED_META, clear_leftovers, write_json
 from engine.distributed import Context
 
 FORMAT = 1
@@ -112,7 +111,7 @@ class ShardedWriter:
     def _publish(self, described: list[dict]) -> None:
         files = {name: value for each in described for name, value in each.items()}
         papers = json.loads(json.dumps({"format": FORMAT, **self.papers, "files": files}))  # as it will be read
-        write_json(self.aside / META, {**papers, "checksum": checksum_of(papers)})
+        write_json(self.aside / SHARDED_META, {**papers, "checksum": checksum_of(papers)})
         if self.path.is_dir():  # of a later step, damaged, that the resumed run has come to again
             shutil.rmtree(self.path)
         os.replace(self.aside, self.path)
@@ -155,14 +154,15 @@ def checksum_of(papers: dict) -> int:
 def read_papers(path: Path) -> dict:
     """What meta.json says; ValueError where it cannot be read."""
     try:
-        papers = json.loads((path / META).read_text(encoding="utf-8"))
+        papers = json.loads((path / SHARDED_META).read_text(encoding="utf-8"))
         checked = papers.pop("checksum", None)  # those of an earlier version have none
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path / META}: cannot be read ({error})") from error
+        raise ValueError(f"{path / SHARDED_META}: cannot be read ({error})") from error
     if checked not in (None, checksum_of(papers)):
-        raise ValueError(f"{path / META}: damaged (its checksum is another)")
+        raise ValueError(f"{path / SHARDED_META}: damaged (its checksum is another)")
     if papers.get("format") != FORMAT:
-        raise ValueError(f"{path / META}: format {papers.get('format')}, this version reads {FORMAT}: update llamagen")
+        raise ValueError(f"{path / SHARDED_META}: format {papers.get('format')}, this version reads {FORMAT}: update "
+                         "llamagen")  # fmt: skip
     return papers
 
 

@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-ASKING = [torch.ops.aten.item.default, torch.ops.aten.is_nonzero.default, torch.ops.aten._local_scalar_dense.default]
+# Operators of which a number in Python, or a shape, depends on what a tensor holds.
+ASKING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
 class Recording(TorchDispatchMode):
     """The operators that `work` calls, to be called again: on the very tensors of the first time, into the same memory,
-    with Python's numbers baked in. As in a capture, no number may be asked of a tensor."""
+    with Python's numbers baked in. As in a capture, operators that must wait for a number are refused (numpy() and
+    tolist(), which are none, pass)."""
 
     def __init__(self, work: Callable[[], None]):
         super().__init__()
@@ -20,9 +22,9 @@ class Recording(TorchDispatchMode):
             work()
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        if operator in ASKING:
-            raise RuntimeError("a number was asked of a tensor")
         kwargs = kwargs or {}
+        if waits(operator, args):
+            raise RuntimeError(f"{operator} waits for a number")
         out = operator(*args, **kwargs)
         self.calls.append((operator, args, kwargs, out))
         return out
@@ -41,6 +43,12 @@ class Recording(TorchDispatchMode):
             found += [tensor for tensor in given if storage(tensor) not in made]
             made |= {storage(tensor) for tensor in tensors(out)} - {storage(tensor) for tensor in given}
         return found
+
+
+def waits(operator, args: tuple) -> bool:
+    if operator in (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default):
+        return any(index.dtype == torch.bool for index in tensors(args[1]))
+    return operator == torch.ops.aten.is_nonzero.default or bool(ASKING & set(operator.tags))
 
 
 def tensors(part) -> Iterator[Tensor]:

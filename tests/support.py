@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
+from itertools import chain
 from multiprocessing import get_context
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -73,10 +74,11 @@ def free_port() -> int:
 
 @cache
 def forks() -> BaseContext:
-    """Of processes that have imported torch and done nothing else. Importing it is most of what a script on a tiny
-    model takes time for."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["support", "torch._dynamo", "torch.distributed.checkpoint", "torchvision"])
+    """Of processes that have imported torch, which is most of what a script on a tiny model takes time for. They have
+    the same seed of hashes, and no interpreter ends in them: what depends on that is tested where torchrun, or
+    `subprocess`, starts one. (On macOS a process that imported as much is not to be forked.)"""
+    context = get_context("forkserver" if sys.platform == "linux" else "spawn")
+    context.set_forkserver_preload(["torch._dynamo", "torch.distributed.checkpoint"])
     return context
 
 
@@ -84,7 +86,8 @@ def become(line: list[str], told: dict[str, str], limit: tuple[int, int], said: 
     """What such a process does: it runs `line`, a script and its arguments, in the environment `told`, with `limit` to
     the size of files; its output and errors go to the files `said`."""
     for number, path in zip((1, 2), said):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+        with open(path, "w") as file:
+            os.dup2(file.fileno(), number)
     os.environ.clear()
     os.environ.update(told)
     os.chdir(ROOT)
@@ -96,9 +99,11 @@ def become(line: list[str], told: dict[str, str], limit: tuple[int, int], said: 
 def spawn(line: list[str], told: list[dict[str, str]], timeout: float) -> subprocess.CompletedProcess:
     """A process for each of `told`'s environments, to their ends. What they said stands one rank after the other; the
     exit code is that of the first one that failed: the others are killed, if they do not end soon, too."""
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)  # they are forked from a process that has another
     with tempfile.TemporaryDirectory() as folder:
         files = [[f"{folder}/{rank}.{what}" for what in ("out", "err")] for rank in range(len(told))]
+        for path in chain(*files):
+            Path(path).touch()
         running = []
         code, deadline = 0, time.monotonic() + timeout
         try:

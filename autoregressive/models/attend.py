@@ -50,7 +50,7 @@ def multiplies_bf16() -> bool:
     return native and has_kernels(torch.bfloat16)
 
 
-MULTIPLIES_BF16 = multiplies_bf16()  # a constant, for torch.compile cannot ask
+MULTIPLIES_BF16 = multiplies_bf16()  # asked here: torch.compile cannot, but by a decorator that imports the compiler
 
 
 def width_in_memory(width: int, device: torch.device) -> int:

@@ -200,6 +200,26 @@ def test_right_guesses_save_steps_and_the_slowest_picture_sets_the_pace():
 # ---- captured
 
 
+@pytest.mark.parametrize("asks", [
+    int, bool, torch.Tensor.item, torch.nonzero, torch.unique, lambda x: torch.equal(x, x), lambda x: x[x > 0],
+    lambda x: x.masked_select(x > 0), lambda x: x.masked_fill_(x > 0, 1)[x > 0], lambda x: x.expand(2)[:1] if x else x,
+])  # fmt: skip
+@pytest.mark.parametrize("mode", [nullcontext, torch.inference_mode])
+def test_a_recording_refuses_what_waits_for_a_number(mode, asks):
+    with mode(), pytest.raises(RuntimeError, match="waits for a number"):
+        Recording(lambda: asks(torch.ones(1, dtype=torch.int64)))
+
+
+def test_a_recording_is_called_again_on_the_same_memory():
+    given, found = torch.arange(3), torch.zeros(3, dtype=torch.int64)
+    with torch.inference_mode():
+        again = Recording(lambda: found.copy_((given[torch.tensor([2, 1, 0])] + 1).view(3).mul_(2)))
+        assert found.tolist() == [6, 4, 2] and len(again.reads()) >= 3
+        given.add_(10)
+        again()
+    assert found.tolist() == [26, 24, 22]
+
+
 def test_a_graph_is_captured_once_a_shape_and_few_are_kept(monkeypatch):
     runner, plain = Recorded(model_of()), EagerRunner(model_of())
     for _ in range(2):

@@ -3,10 +3,12 @@
 import os
 import signal
 import time
+from functools import partial, wraps
 from pathlib import Path
 
 import pytest
 import torch
+from torch.multiprocessing import reductions
 from torch.utils.data import Dataset, default_collate
 
 from dataset.loading import Feed, lasting
@@ -76,8 +78,10 @@ def failing(error: Exception, start: int):
     return lasting(batches_from, start)
 
 
-@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), ConnectionRefusedError(),
-                                   EOFError()], ids=lambda error: type(error).__name__)  # fmt: skip
+@pytest.mark.parametrize("error", [
+    ConnectionResetError(104, "Connection reset by peer"), ConnectionRefusedError(), EOFError(),
+    RuntimeError("Pin memory thread exited unexpectedly"),
+], ids=lambda error: type(error).__name__)  # fmt: skip
 def test_a_worker_killed_before_it_handed_its_batch_over_costs_none(error):
     with pytest.warns(UserWarning, match=f"DataLoader worker gone: {type(error).__name__}.*starts again at step 4"):
         assert list(failing(error, 2)) == [2, 3, 4, 5]
@@ -85,21 +89,32 @@ def test_a_worker_killed_before_it_handed_its_batch_over_costs_none(error):
         list(failing(error, 4))
 
 
-@pytest.mark.parametrize("kind", [ConnectionResetError, EOFError])
-def test_what_a_dataset_cannot_reach_is_not_taken_for_a_killed_worker(kind):
-    with pytest.raises(kind, match="Caught"):
-        list(failing(kind("Caught an error in DataLoader worker process 0."), 2))
+def test_a_batch_whose_memory_is_gone_is_loaded_again(tmp_path, monkeypatch):
+    """The worker sends where it lies; whoever takes it asks the worker for it."""
+    takes, own = [], reductions.rebuild_storage_fd
+
+    @wraps(own)
+    def rebuild_storage_fd(*given):
+        takes.append(1)
+        if len(takes) == 5:
+            raise ConnectionResetError(104, "Connection reset by peer")
+        return own(*given)
+
+    monkeypatch.setattr(reductions, "rebuild_storage_fd", rebuild_storage_fd)
+    with pytest.warns(UserWarning, match="DataLoader worker gone: ConnectionResetError.*starts again"):
+        assert read(feed(tmp_path / "cut", workers=1)) == read(feed(tmp_path / "whole"))
 
 
-def test_an_error_of_the_dataset_is_not_taken_for_a_killed_worker(tmp_path):
+@pytest.mark.parametrize("kind", [ConnectionResetError, EOFError, RuntimeError])
+def test_what_a_dataset_cannot_reach_is_not_taken_for_a_killed_worker(kind, tmp_path):
     spoilt = feed(tmp_path / "spoilt", workers=1)
-    spoilt.dataset.collate = fail
-    with pytest.raises(RuntimeError, match="a bad sample"):
+    spoilt.dataset.collate = partial(fail, kind)
+    with pytest.raises(kind, match="a bad sample"):
         read(spoilt)
 
 
-def fail(samples: list) -> None:
-    raise RuntimeError("a bad sample")
+def fail(kind: type[Exception], samples: list) -> None:
+    raise kind("a bad sample")
 
 
 def test_the_probe_is_the_same_on_every_process_and_the_order_says_what_a_run_needs(tmp_path):
