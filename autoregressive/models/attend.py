@@ -50,9 +50,6 @@ def multiplies_bf16() -> bool:
     return native and has_kernels(torch.bfloat16)
 
 
-MULTIPLIES_BF16 = multiplies_bf16()  # asked here: torch.compile cannot, but by a decorator that imports the compiler
-
-
 def width_in_memory(width: int, device: torch.device) -> int:
     """The head width of caches: fused attention on GPUs wants MULTIPLES of 8, and GPT-3B's heads have 100."""
     multiple = MULTIPLES.get(device.type, 1)
@@ -71,7 +68,7 @@ def attend_few(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: floa
     In bf16 themselves where the processor multiplies it, and keys and values have no gaps: a product with gaps copies
     them, and one is built for each length that there is. Scores are then rounded, as in transformers' eager attention.
     """
-    native = k.dtype == torch.bfloat16 and k.is_contiguous() and MULTIPLIES_BF16
+    native = k.dtype == torch.bfloat16 and k.is_contiguous() and multiplies_bf16()
     if k.dtype != torch.float32 and not native:
         at_once = max(1, WIDE // k[0].numel())
         masks = repeat(mask) if mask is None or len(mask) == 1 else mask.split(at_once)

@@ -15,6 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from .attend import multiplies_bf16
 from .cache import KVCache
 from .draw import Draw, choose
 from .gpt import Transformer, run_block, unchanged
@@ -152,6 +153,7 @@ class CompiledRunner(BucketRunner):
         self.compile()
 
     def compile(self) -> None:
+        torch.compiler.assume_constant_result(multiplies_bf16)  # no decorator there: it imports the compiler
         compiled = partial(torch.compile, dynamic=False, fullgraph=True)
         self.block, self.guide, self.drawn = compiled(run_block), compiled(Draw.guided), compiled(drawn)
 

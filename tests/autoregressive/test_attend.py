@@ -70,7 +70,7 @@ def test_heads_that_are_widened_by_zeros_attend_alike(queries, causal):
 def test_few_queries_attend_alike_with_kernels_for_bf16_and_without(queries, masked, kernels, gaps, monkeypatch):
     """Without them, or with gaps, however many rows are converted to float32 at once."""
     products, few = [], torch.Tensor.__matmul__
-    monkeypatch.setattr(attend, "MULTIPLIES_BF16", kernels)
+    monkeypatch.setattr(attend, "multiplies_bf16", lambda: kernels)
     monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: products.append(a.dtype) or few(a, b))
     q, k, v = (each.detach() for each in inputs(groups=2, queries=queries, dtype=torch.bfloat16))
     k, v = (k, v) if gaps else (k.contiguous(), v.contiguous())
