@@ -8,6 +8,7 @@ from benchmarks.sampling_contenders import (
     WAYS,
     commands,
     configuration,
+    dtypes,
     machine,
     ours,
     tokenizer,
@@ -53,14 +54,14 @@ def contenders_of(options: SamplingBenchmark) -> dict[str, tuple]:
                       for way in WAYS[options.device]}  # fmt: skip
             given = (fitted, STARVED, transformers_llama, options, name, pictures)
             found |= {f"{what}: transformers, {kind}": (*given, *setting) for kind, setting in CACHES.items()}
-    found |= {f"VQ-16, {dtype}": (tokenizer, options, dtype) for dtype in ("float32", "bfloat16")}
+    found |= {f"VQ-16, {dtype}": (tokenizer, options, dtype) for dtype in dtypes(options)}
     found["commands"] = (commands, options)
     found |= {f"by the thousand, {name}": (fitted, STARVED, whole_path, options, name)
               for name in (*options.gpt_model, SHIPPED)}  # fmt: skip
     found |= {f"looking at {window} codes, {named(pictures)}": (looking_ahead, options, pictures, window)
               for pictures in AT_ONCE for window in WINDOWS}  # fmt: skip
     found |= {f"in {bits}": (fewer_bits, options, bits) for bits in bits_of(options)}
-    found["decoded in bf16"] = (decoded_in_bf16, options)
+    found |= {"decoded in bf16": (decoded_in_bf16, options)} if "bfloat16" in dtypes(options) else {}
     return {name: work for name, work in found.items() if not options.only or name in options.only}
 
 
@@ -89,7 +90,7 @@ def speed(options: SamplingBenchmark, figures: dict[str, dict[str, float]]) -> l
             for floor, each in floors.items() if group else ():
                 rows.append([f"{what}floor, {floor}", f"{pictures / each:.0f}", f"{steps * each:.2f}",
                              f"{1000 * each:.1f}", "", ""])  # fmt: skip
-    for dtype in ("float32", "bfloat16"):
+    for dtype in dtypes(options):
         vq = figures.get(f"VQ-16, {dtype}")
         for way in ("decode", "encode") if vq else ():
             floor = vq[f"{way} operations"] * limits[f"{dtype} operation"]
@@ -166,8 +167,8 @@ def compare(options: SamplingBenchmark) -> None:
         "branches. Commands are timed with the start of Python.",
         "",
         f"Measured in the same run: {1e-9 / limits['byte']:.1f} GB/s read; operations at "
-        f"{1e-9 / limits['bfloat16 operation']:.0f} GFLOP/s in bf16 and "
-        f"{1e-9 / limits['float32 operation']:.0f} in float32.",
+        + " and ".join(f"{1e-9 / limits[f'{dtype} operation']:.0f} GFLOP/s in {dtype}" for dtype in dtypes(options))
+        + ".",
     ]
     for columns, rows, note in (
         (MANY, many(options, figures), "As sample_c2i_ddp.py makes them with --per-proc-batch-size auto and "
