@@ -14,6 +14,7 @@ from benchmarks import sampling_many as many
 from benchmarks import sampling_quality as quality
 from benchmarks import sampling_table as table
 from benchmarks.options import SamplingBenchmark
+from engine import distributed
 from evaluations.images import PngWriter
 
 LIMITS = {"byte": 1e-9, "operation": 1e-10, "float32 operation": 1e-10, "bfloat16 operation": 1e-10, "width": 4}
@@ -71,6 +72,17 @@ def test_the_floors_count_each_weight_once_a_step_and_each_row_s_products(tiny):
         cache = 2 * pictures * 2 * 4 * 2.5 * 128  # rows, keys and values, layers, positions half way, width
         assert numbers == matrices + cache
         assert operations == 2 * 2 * pictures * matrices - 2 * pictures * head + 2 * cache  # guided before the head
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_bf16_is_measured_where_the_processor_multiplies_it(tiny, native, monkeypatch):
+    monkeypatch.setattr(distributed, "cpu_has_bf16", lambda: native)
+    monkeypatch.setattr(contenders, "timed", lambda options, work: 1.0)
+    options = table.completed(tiny)
+    assert native or "bfloat16 operation" not in contenders.machine(options)  # else it multiplies for a minute here
+    names = table.contenders_of(options)
+    assert "VQ-16, float32" in names
+    assert ("VQ-16, bfloat16" in names) == ("decoded in bf16" in names) == native
 
 
 def test_the_pair_that_ships_is_looked_at_in_fewer_steps(tiny, monkeypatch):
