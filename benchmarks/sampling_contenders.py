@@ -7,6 +7,7 @@ is its own, and draws the same number of guided, top-k filtered codes.
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.measure import ROOT, shortest
@@ -39,9 +40,7 @@ def dtypes(options: SamplingBenchmark) -> list[str]:
     """What the device multiplies itself: played bf16 took some 200 times as long as float32 on AVX2."""
     import torch
 
-    from engine.distributed import pick_precision
-
-    return ["float32"] + ["bfloat16"] * (pick_precision("auto", torch.device(options.device)) == torch.bfloat16)
+    return ["float32"] + ["bfloat16"] * (precision(replace(options, precision="auto")) == torch.bfloat16)
 
 
 def configuration(options: SamplingBenchmark, name: str):

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 from benchmarks.options import SamplingBenchmark
+from benchmarks.sampling_contenders import dtypes, timed
 
 WINDOWS = (1, 4, 8, 16)
 AT_ONCE = (1, 8)
@@ -28,13 +29,7 @@ BATCH = 250
 
 def bits_of(options: SamplingBenchmark) -> dict[str, tuple]:
     """BITS of the device."""
-    import torch
-
-    from autoregressive.models.packed import can_pack
-
-    device = torch.device(options.device)
-    usual = device.type != "cpu" or can_pack(device, torch.bfloat16)
-    return BITS[options.device if usual else "cpu without bf16"]
+    return BITS[options.device if options.device != "cpu" or "bfloat16" in dtypes(options) else "cpu without bf16"]
 
 
 def pipeline_of(options: SamplingBenchmark, precision: str, runner: str = "auto", int8: bool = False, ahead: int = 1,
@@ -59,8 +54,6 @@ def sampling_of(options: SamplingBenchmark):
 def looking_ahead(options: SamplingBenchmark, pictures: int, window: int) -> dict[str, float]:
     """Seconds and steps of a batch of the pair that ships."""
     import torch
-
-    from benchmarks.sampling_contenders import timed
 
     pipeline, looks = pipeline_of(options, options.precision, ahead=window), []
     look = pipeline.runner.look
