@@ -16,9 +16,9 @@ EXACT = "float32, eager"
 BITS = {  # --precision, --runner, --int8
     "cpu": {EXACT: ("none", "eager", False), "bf16, eager": ("bf16", "eager", False),
             "bf16, packed": ("bf16", "packed", False), "bf16, packed, compiled": ("bf16", "compiled", False),
-            "int8 of bf16": ("bf16", "packed", True)},
+            "fp16 matrices": ("fp16", "packed", False), "int8 of bf16": ("bf16", "packed", True)},
     "cpu without bf16": {EXACT: ("none", "eager", False), "float32, packed, compiled": ("none", "compiled", False),
-                         "int8 of float32": ("none", "packed", True)},
+                         "fp16 matrices": ("fp16", "packed", False), "int8 of float32": ("none", "packed", True)},
     "cuda": {EXACT: ("none", "eager", False), "bf16, eager": ("bf16", "eager", False),
              "bf16, captured": ("bf16", "captured", False)},
 }  # fmt: skip

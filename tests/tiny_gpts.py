@@ -20,9 +20,9 @@ SETTINGS = {
     "scheduled": Sampling(cfg_scale=3.0, cfg_schedule="power-cosine"),
     "greedy": Sampling(cfg_scale=2.0, greedy=True),
 }
-packs, packs_bf16 = (
-    pytest.mark.skipif(not can_pack(torch.device("cpu"), dtype), reason=f"oneDNN has no kernels in {dtype} here")
-    for dtype in (torch.float32, torch.bfloat16)
+packs, packs_bf16, packs_half = (
+    pytest.mark.skipif(not can_pack(torch.device("cpu"), dtype), reason=f"there are no kernels in {dtype} here")
+    for dtype in (torch.float32, torch.bfloat16, torch.float16)
 )
 
 

@@ -2,7 +2,7 @@
 
 oneDNN, PyTorch's library for these processors, lays a matrix out for its kernels at each call of F.linear. Here that is
 done once, what is laid out replaces the plain matrix, and what follows a product is computed with it where oneDNN can.
-Int8Linear does the same with eight bits a weight.
+HalfLinear does the same with float16 weights for states in float32, Int8Linear with eight bits a weight.
 
 Axes: B batch, T positions, R = B * T rows, D width, H query heads, G key/value heads, K head width, S cached positions.
 """
@@ -24,12 +24,36 @@ from .runners import BucketRunner, CompiledRunner, drawn
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether this processor has kernels for packed matrices."""
-    return device.type == "cpu" and has_kernels(dtype)
+    """Whether this processor has kernels for packed matrices of that type."""
+    return device.type == "cpu" and (has_half_kernels() if dtype == torch.float16 else has_kernels(dtype))
 
 
-class PackedLinear(nn.Module):
-    """x W^T, and what is computed with it in the same pass. x [R, in] -> [R, out]. Saved as the plain W."""
+def has_half_kernels() -> bool:
+    """Whether FBGEMM, PyTorch's library for products of few bits, multiplies float16 weights with float32 here: it was
+    written for x86 with AVX2."""
+    return torch.backends.quantized.engine in ("x86", "fbgemm") and torch.cpu._is_avx2_supported()
+
+
+class LaidOut(nn.Module):
+    """x W^T, x [R, in] -> [R, out], and what is computed with it. Saved as the plain W."""
+
+    weight: Tensor  # the plain W [out, in], made anew at each call
+
+    def silu(self, x: Tensor) -> Tensor:
+        return F.silu(self(x), inplace=True)
+
+    def times(self, x: Tensor, other: Tensor) -> Tensor:
+        return self(x).mul_(other)
+
+    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+        return self(x).add_(other)
+
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        destination[f"{prefix}weight"] = self.weight
+
+
+class PackedLinear(LaidOut):
+    """All of it in one pass, in the precision of W."""
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
@@ -49,16 +73,27 @@ class PackedLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The plain W [out, in], made anew at each call."""
         return self.packed.to_dense()
 
-    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
-        destination[f"{prefix}weight"] = self.weight
+
+class HalfLinear(LaidOut):
+    """W in float16 for x in float32: half as much to read, and nothing else is rounded."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.packed = torch.ops.quantized.linear_prepack_fp16(linear.weight.detach().float(), None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
+
+    @property
+    def weight(self) -> Tensor:
+        return torch.ops.quantized.linear_unpack_fp16(self.packed)[0].half()
 
 
-class Int8Linear(nn.Module):
-    """The same with W in int8, a scale for each of its rows, and each row of x rounded to as many steps of its own
-    range, so that no row depends on its batch. Saved as the integers and their scales."""
+class Int8Linear(LaidOut):
+    """W in int8, a scale for each of its rows, and each row of x rounded to as many steps of its own range, so that no
+    row depends on its batch. Saved as the integers and their scales."""
 
     STEPS = 127  # to either side of 0
 
@@ -76,15 +111,6 @@ class Int8Linear(nn.Module):
         middle = steps + 1  # the kernels take x unsigned
         rounded = (x / scales).add_(middle + 0.5).to(torch.uint8)
         return int8_product(rounded, middle, self.packed, self.scales, self.zeros).mul_(scales).type_as(x)
-
-    def silu(self, x: Tensor) -> Tensor:
-        return F.silu(self(x))
-
-    def times(self, x: Tensor, other: Tensor) -> Tensor:
-        return self(x) * other
-
-    def plus(self, x: Tensor, other: Tensor) -> Tensor:
-        return self(x) + other
 
     @property
     def weight(self) -> Tensor:
@@ -179,15 +205,19 @@ def norm(x: Tensor, module: RMSNorm) -> Tensor:
 
 
 def pack(model: Transformer, int8: bool = False) -> None:
-    """Replace the plain matrices of the blocks and of the head, one by one; a model that is packed stays as it is."""
-    kind = Int8Linear if int8 else PackedLinear
-    if int8 and isinstance(model.output, PackedLinear):
+    """Replace the plain matrices of the blocks and of the head, one by one; a model that is packed stays as it is. What
+    is no matrix of these is float32 afterwards where it was float16."""
+    half = model.norm.weight.dtype == torch.float16
+    kind = Int8Linear if int8 else HalfLinear if half else PackedLinear
+    if int8 and isinstance(model.output, (PackedLinear, HalfLinear)):
         raise ValueError("--int8: this model is packed already, in more bits; load it anew")
     for i, block in enumerate(model.layers):
         if not isinstance(block, PackedBlock):
             model.layers[i] = PackedBlock(block, kind)
     if isinstance(model.output, nn.Linear):
         model.output = kind(model.output)
+    if half:
+        model.float()
 
 
 class GrowingCache:

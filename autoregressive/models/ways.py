@@ -5,7 +5,7 @@ from sysconfig import get_path
 
 from .captured import CapturedCompiledRunner, CapturedRunner
 from .gpt import Transformer
-from .packed import CompiledPackedRunner, Int8Linear, PackedRunner, can_pack, pack
+from .packed import CompiledPackedRunner, HalfLinear, Int8Linear, PackedRunner, can_pack, pack
 from .runners import CompiledRunner, EagerRunner
 
 RUNNERS = {"eager": EagerRunner, "compiled": CompiledRunner, "captured": CapturedRunner, "packed": PackedRunner}
@@ -13,7 +13,8 @@ RUNNERS = {"eager": EagerRunner, "compiled": CompiledRunner, "captured": Capture
 
 def make_runner(name: str, model: Transformer, compiled: bool = False, int8: bool = False) -> EagerRunner:
     """A runner of the model, whose matrices it may replace. name: one of RUNNERS, or auto; compiled: a captured step is
-    compiled as well; int8: the matrices in eight bits, which packed steps alone have."""
+    compiled as well; int8: the matrices in eight bits, which packed steps alone have. Packed, a float16 model computes
+    in float32 with float16 matrices."""
     gain = model.norm.weight
     packable = can_pack(gain.device, gain.dtype)
     if name == "auto":
@@ -23,12 +24,13 @@ def make_runner(name: str, model: Transformer, compiled: bool = False, int8: boo
     if name == "captured" and not gain.is_cuda:
         raise ValueError(f"--runner captured: is for NVIDIA GPUs, and the GPT is on {gain.device.type}; choose auto")
     if name == "packed" and not packable:
-        raise ValueError("--runner packed: is for CPUs that oneDNN has kernels for, in --precision bf16 or none; this "
-                         f"GPT is on {gain.device.type} in {precision_of(model)}. Choose auto")  # fmt: skip
-    if int8 and not (packable and name in ("packed", "compiled")):
-        raise ValueError("--int8: matrices of eight bits are for --runner packed or compiled, on CPUs, in --precision "
-                         f"bf16 or none; this is --runner {name} on {gain.device.type} in {precision_of(model)}"
+        raise ValueError("--runner packed: is for CPUs that oneDNN has kernels for, in --precision bf16 or none, or "
+                         f"FBGEMM, in fp16; this GPT is on {gain.device.type} in {precision_of(model)}. Choose auto"
                          )  # fmt: skip
+    if int8 and not (packable and name in ("packed", "compiled")):
+        raise ValueError("--int8: matrices of eight bits are for --runner packed or compiled, on CPUs, in a "
+                         f"--precision that has kernels there (none, or leave it out); this is --runner {name} on "
+                         f"{gain.device.type} in {precision_of(model)}")  # fmt: skip
     if name == "compiled" and gain.is_cpu:
         find_compiler()
     if int8:
@@ -55,6 +57,7 @@ def find_compiler() -> None:
 
 
 def precision_of(model: Transformer) -> str:
-    """What it computes in, such as bfloat16, or "bfloat16, int8" with matrices of eight bits."""
+    """What it computes in, such as bfloat16, or "bfloat16, int8" where its matrices have other bits."""
     dtype = str(model.norm.weight.dtype).removeprefix("torch.")
-    return f"{dtype}, int8" if isinstance(model.output, Int8Linear) else dtype
+    bits = {Int8Linear: ", int8", HalfLinear: ", fp16 matrices"}
+    return dtype + bits.get(type(model.output), "")

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from autoregressive.encoder import load_encoder
 from autoregressive.load import GPT, load_gpt
 from autoregressive.models.generate import Sampling, decode_codes
+from autoregressive.models.packed import can_pack
 from autoregressive.models.runners import EagerRunner
 from autoregressive.models.ways import make_runner
 from autoregressive.options import EncoderOptions, GPTOptions, MachineOptions, SamplingOptions
@@ -221,10 +222,20 @@ def load_pipeline(gpt: GPTOptions, tokenizer: TokenizerOptions, machine: Machine
     machine = machine or MachineOptions()
     device = device or pick_device(machine.device)
     vq = load_tokenizer(tokenizer, device, pick_precision(machine.decode_precision, device, "--decode-precision"))
-    loaded = load_gpt(gpt, vq.model.downsample, device, pick_precision(machine.precision, device))
+    loaded = load_gpt(gpt, vq.model.downsample, device, gpt_precision(machine, device))
     check_pair(loaded, vq, gpt, tokenizer)
     runner = make_runner(machine.runner, loaded.model, machine.compile, machine.int8)
     return Pipeline(loaded, vq, runner, window=machine.look_ahead)
+
+
+def gpt_precision(machine: MachineOptions, device: torch.device) -> torch.dtype:
+    """What the GPT is loaded in. auto, where a CPU does not compute in bf16: float16, if its matrices are packed. Half
+    as many bytes are read for a code, and only weights are rounded, eight times as finely as to bf16."""
+    dtype = pick_precision(machine.precision, device)
+    packs = machine.runner in ("auto", "packed", "compiled") and not machine.int8
+    if machine.precision == "auto" and dtype == torch.float32 and packs and can_pack(device, torch.float16):
+        return torch.float16
+    return dtype
 
 
 def check_pair(loaded: GPT, vq: Tokenizer, gpt: GPTOptions, tokenizer: TokenizerOptions) -> None:

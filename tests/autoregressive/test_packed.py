@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from support import ROOT, environment
-from tiny_gpts import KINDS, SETTINGS, conditions, model_of, packs, packs_bf16, sampled
+from tiny_gpts import KINDS, SETTINGS, conditions, model_of, packs, packs_bf16, packs_half, sampled
 
 from autoregressive.hub import save_pretrained
 from autoregressive.load import GPT
@@ -14,9 +14,11 @@ from autoregressive.models.generate import decode_codes
 from autoregressive.models.gpt import ModelArgs, build_gpt
 from autoregressive.models.packed import (
     GrowingCache,
+    HalfLinear,
     Int8Linear,
     PackedLinear,
     PackedRunner,
+    has_half_kernels,
     pack,
     steps_of_inputs,
 )
@@ -60,6 +62,38 @@ def test_packed_steps_in_bf16_are_the_plain_ones_up_to_rounding(kind):
     plain, packed = (logits(way(model_of(kind, torch.bfloat16))) for way in (EagerRunner, Packed))
     assert (packed - exact).norm() < 1.1 * (plain - exact).norm() + 1e-6
     assert (plain - exact).norm() < 0.05 * exact.norm()
+
+
+@packs_half
+@pytest.mark.parametrize("kind", KINDS)
+def test_matrices_in_float16_compute_in_float32(kind):
+    """What a float32 model of the same weights draws; nothing but weights is rounded."""
+    model, plain = model_of(kind, torch.float16), model_of(kind, torch.float16).float()
+    runner = make_runner("auto", model)
+    layer = model.layers[0]
+    assert precision_of(model) == "float32, fp16 matrices" and isinstance(model.output, HalfLinear)
+    assert len([each for each in layer.modules() if isinstance(each, HalfLinear)]) == 5
+    x = torch.randn(7, 64)
+    torch.testing.assert_close(layer.attention.wo(x), plain.layers[0].attention.wo(x), atol=1e-5, rtol=0)
+    for setting in SETTINGS.values():
+        expected = sampled(EagerRunner(plain), kind, setting)
+        assert all(torch.equal(sampled(runner, kind, setting, window=window), expected) for window in (1, 5))
+    saved = model.state_dict()
+    assert saved["output.weight"].dtype == torch.float16 and saved["norm.weight"].dtype == torch.float32
+    assert all(torch.equal(saved[name].float(), value) for name, value in plain.state_dict().items())
+    runner.start(*conditions(kind)[:1], 36)
+    assert {part.dtype for part in runner.cache.memory} == {torch.float32}
+    with pytest.raises(ValueError, match="--int8: this model is packed already"):
+        pack(model, int8=True)
+
+
+@packs_half
+@packs
+def test_eight_bits_of_a_float16_model_compute_in_float32():
+    fewer, exact = model_of(dtype=torch.float16), model_of(dtype=torch.float16).float()
+    found, wanted = (sampled(make_runner("auto", model, int8=True), "c2i", SETTINGS["guided"])
+                     for model in (fewer, exact))  # fmt: skip
+    assert precision_of(fewer) == "float32, int8" and torch.equal(found, wanted)
 
 
 @packs
@@ -116,7 +150,9 @@ def test_bf16_is_not_packed_where_the_processor_has_no_kernels_for_it(monkeypatc
 def test_fused_products_are_the_separate_ones():
     linear = torch.nn.Linear(24, 40, bias=False).requires_grad_(False)
     x, other = torch.randn(5, 24), torch.randn(5, 40)
-    for kind, near in ((PackedLinear, 1e-5), (Int8Linear, 0.05)):
+    for kind, near in ((PackedLinear, 1e-5), (HalfLinear, 1e-3), (Int8Linear, 0.05)):
+        if kind is HalfLinear and not has_half_kernels():
+            continue
         packed, plain = kind(linear), linear(x)
         for found, expected in ((packed(x), plain), (packed.silu(x), torch.nn.functional.silu(plain)),
                                 (packed.times(x, other), plain * other),

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_gpts import packs_half
 from tiny_pipeline import MACHINE, options
 
 from autoregressive.models.generate import Sampling
 from autoregressive.models.ways import precision_of
-from autoregressive.options import GPTOptions, SamplingOptions
+from autoregressive.options import GPTOptions, MachineOptions, SamplingOptions
 from autoregressive.sample.grid import now, sample_grid
 from autoregressive.sample.options import GridOptions, SampleC2I
-from autoregressive.sample.pipeline import load_pipeline
+from autoregressive.sample.pipeline import gpt_precision, load_pipeline
 from engine.checkpoint import save_safetensors
 from engine.config import parse
 from tokenizer.tokenizer_image.vq_model import VQ_models
@@ -255,6 +256,32 @@ def test_the_machine_s_flags_reach_the_steps(files):
     assert precision_of(fewer.gpt.model) == "float32, int8" and fewer.gpt.checksum() != plain.gpt.checksum()
     with pytest.raises(ValueError, match="--look-ahead 0: must be at least 1"):
         replace(MACHINE, look_ahead=0)
+
+
+@pytest.mark.parametrize("bf16, half, flags, dtype", [
+    (True, True, {}, torch.bfloat16),
+    (False, True, {}, torch.float16),
+    (False, True, {"runner": "compiled"}, torch.float16),
+    (False, True, {"runner": "eager"}, torch.float32),
+    (False, True, {"int8": True}, torch.float32),
+    (False, True, {"precision": "none"}, torch.float32),
+    (False, False, {}, torch.float32),
+])  # fmt: skip
+def test_where_bf16_is_only_played_matrices_are_float16(bf16, half, flags, dtype, monkeypatch):
+    monkeypatch.setattr("engine.distributed.cpu_has_bf16", lambda: bf16)
+    monkeypatch.setattr("autoregressive.models.packed.has_half_kernels", lambda: half)
+    assert gpt_precision(MachineOptions(**flags), torch.device("cpu")) == dtype
+
+
+@packs_half
+def test_a_gpt_with_float16_matrices_is_the_float32_one_of_those_weights(files):
+    gpt, vq = options(files)
+    pipeline = load_pipeline(gpt, vq, replace(MACHINE, precision="fp16"))
+    exact = load_pipeline(gpt, vq, replace(MACHINE, runner="eager"))
+    assert precision_of(pipeline.gpt.model) == "float32, fp16 matrices"
+    exact.gpt.model.half().float()
+    codes, expected = (each.codes(torch.tensor([1, 2]), SAMPLING) for each in (pipeline, exact))
+    assert torch.equal(codes, expected)
 
 
 def test_pictures_are_decoded_so_many_at_a_time(files, monkeypatch):

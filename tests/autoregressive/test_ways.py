@@ -300,9 +300,10 @@ def test_logits_can_be_had_from_a_captured_runner():
 
 def test_runners_are_chosen_by_name():
     assert type(make_runner("eager", model_of())) is EagerRunner
-    best = PackedRunner if can_pack(torch.device("cpu"), torch.float32) else EagerRunner
-    assert type(make_runner("auto", model_of())) is best
-    assert type(make_runner("auto", model_of().half())) is EagerRunner
+    for dtype in (torch.float32, torch.float16):
+        best = PackedRunner if can_pack(torch.device("cpu"), dtype) else EagerRunner
+        assert type(make_runner("auto", model_of(dtype=dtype))) is best
+    assert type(make_runner("auto", model_of(dtype=torch.float64))) is EagerRunner
     for wrong, message in [
         (dict(name="fast"), "--runner fast: choose auto or one of eager, compiled, captured, packed"),
         (dict(name="captured"), "--runner captured: is for NVIDIA GPUs"),
@@ -310,19 +311,19 @@ def test_runners_are_chosen_by_name():
     ]:
         with pytest.raises(ValueError, match=message):
             make_runner(model=model_of(), **wrong)
-    with pytest.raises(ValueError, match="--runner packed: is for CPUs .* float16"):
-        make_runner("packed", model_of().half())
+    with pytest.raises(ValueError, match="--runner packed: is for CPUs .* float64"):
+        make_runner("packed", model_of(dtype=torch.float64))
 
 
 @packs
 def test_compiled_steps_on_a_cpu_have_packed_matrices_where_they_can(monkeypatch):
     monkeypatch.setattr(ways, "find_compiler", lambda: None)
     assert type(make_runner("compiled", model_of())) is CompiledPackedRunner
-    assert type(make_runner("compiled", model_of().half())) is CompiledRunner
+    assert type(make_runner("compiled", model_of(dtype=torch.float64))) is CompiledRunner
     runner = make_runner("compiled", model_of(), int8=True)
     assert type(runner) is CompiledPackedRunner and isinstance(runner.model.output, Int8Linear)
-    with pytest.raises(ValueError, match="--int8: .* in --precision bf16 or none; .* compiled on cpu in float16"):
-        make_runner("compiled", model_of().half(), int8=True)
+    with pytest.raises(ValueError, match="--int8: .* that has kernels there .* compiled on cpu in float64"):
+        make_runner("compiled", model_of(dtype=torch.float64), int8=True)
 
 
 def test_a_missing_compiler_is_said_before_anything_is_packed():
