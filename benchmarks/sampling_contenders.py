@@ -14,9 +14,11 @@ from benchmarks.measure import ROOT, shortest
 from benchmarks.options import SamplingBenchmark
 
 DOWNSAMPLE = 16  # of VQ-16
+HALF = "fp16 matrices"
 WAYS = {  # of ours: a runner, whether it compiles, whether its matrices have eight bits
     "cpu": {"eager": ("eager", False, False), "packed": ("packed", False, False),
-            "packed, compiled": ("compiled", False, False), "int8": ("packed", False, True),
+            "packed, compiled": ("compiled", False, False), HALF: ("packed", False, False),
+            f"{HALF}, compiled": ("compiled", False, False), "int8": ("packed", False, True),
             "int8, compiled": ("compiled", False, True)},
     "cuda": {"eager": ("eager", False, False), "captured": ("captured", False, False),
              "captured, compiled": ("captured", True, False)},
@@ -73,8 +75,18 @@ def with_memory(options: SamplingBenchmark, seconds: float) -> dict[str, float]:
     return {"seconds": seconds, "device peak": torch.cuda.max_memory_allocated() / 2**20}
 
 
-def gpt_and_runner(options: SamplingBenchmark, name: str, way: str, *more: bool):
-    """A GPT with random weights, and make_runner's for it."""
+def ways_of(options: SamplingBenchmark) -> dict[str, tuple]:
+    """WAYS of the device that it has kernels for."""
+    import torch
+
+    from autoregressive.models.packed import can_pack
+
+    half = can_pack(torch.device(options.device), torch.float16)
+    return {name: way for name, way in WAYS[options.device].items() if half or HALF not in name}
+
+
+def gpt_and_runner(options: SamplingBenchmark, name: str, dtype, way: str, *more: bool):
+    """A GPT with random weights in `dtype`, and make_runner's for it."""
     import torch
 
     from autoregressive.models.gpt import Transformer
@@ -82,7 +94,7 @@ def gpt_and_runner(options: SamplingBenchmark, name: str, way: str, *more: bool)
 
     usual = torch.get_default_dtype()
     try:
-        torch.set_default_dtype(precision(options))  # so that the weights never stand there in float32
+        torch.set_default_dtype(dtype)  # so that the weights never stand there in float32
         model = Transformer(configuration(options, name)).eval().requires_grad_(False)
     finally:
         torch.set_default_dtype(usual)
@@ -96,7 +108,8 @@ def ours(options: SamplingBenchmark, name: str, pictures: int, way: str) -> dict
     from autoregressive.models.draw import Sampling
     from autoregressive.models.generate import decode_codes
 
-    model, runner = gpt_and_runner(options, name, *WAYS[options.device][way])
+    dtype = torch.float16 if HALF in way else precision(options)
+    model, runner = gpt_and_runner(options, name, dtype, *ways_of(options)[way])
     sampling = Sampling(cfg_scale=options.cfg_scale, top_k=options.top_k)
     labels = torch.arange(pictures, device=options.device) % model.config.num_classes
 

@@ -16,11 +16,13 @@ def pipeline_with(options: SamplingBenchmark, name: str):
     import torch
 
     from autoregressive.load import GPT
-    from autoregressive.sample.pipeline import Pipeline
+    from autoregressive.options import MachineOptions
+    from autoregressive.sample.pipeline import Pipeline, gpt_precision
     from tokenizer.tokenizer_image.vq_load import Tokenizer
     from tokenizer.tokenizer_image.vq_model import VQ_models
 
-    model, runner = gpt_and_runner(options, name, "auto", compiles(options))
+    dtype = gpt_precision(MachineOptions(options.precision), torch.device(options.device))
+    model, runner = gpt_and_runner(options, name, dtype, "auto", compiles(options))
     vq = VQ_models["VQ-16"]().to(options.device, precision(options), memory_format=torch.channels_last)
     gpt = GPT(model, name, options.image_size, DOWNSAMPLE)
     return Pipeline(gpt, Tokenizer(vq.eval().requires_grad_(False), "VQ-16", ""), runner)

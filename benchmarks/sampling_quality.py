@@ -4,21 +4,23 @@ Axes: B pictures, N codes of a picture, C codes in the vocabulary.
 """
 
 import math
+import tempfile
 from pathlib import Path
 
 from benchmarks.options import SamplingBenchmark
-from benchmarks.sampling_contenders import dtypes, timed
+from benchmarks.sampling_contenders import HALF, dtypes, timed
 
 WINDOWS = (1, 4, 8, 16)
 AT_ONCE = (1, 8)
 DRAWS = 8  # batches, of which the mean counts
 EXACT = "float32, eager"
+FILLED = f"{HALF} of float32"  # of the pair as if it were not kept in 16 bits, of which float16 loses nothing
 BITS = {  # --precision, --runner, --int8
     "cpu": {EXACT: ("none", "eager", False), "bf16, eager": ("bf16", "eager", False),
             "bf16, packed": ("bf16", "packed", False), "bf16, packed, compiled": ("bf16", "compiled", False),
-            "fp16 matrices": ("fp16", "packed", False), "int8 of bf16": ("bf16", "packed", True)},
+            FILLED: ("fp16", "packed", False), "int8 of bf16": ("bf16", "packed", True)},
     "cpu without bf16": {EXACT: ("none", "eager", False), "float32, packed, compiled": ("none", "compiled", False),
-                         "fp16 matrices": ("fp16", "packed", False), "int8 of float32": ("none", "packed", True)},
+                         FILLED: ("fp16", "packed", False), "int8 of float32": ("none", "packed", True)},
     "cuda": {EXACT: ("none", "eager", False), "bf16, eager": ("bf16", "eager", False),
              "bf16, captured": ("bf16", "captured", False)},
 }  # fmt: skip
@@ -28,21 +30,50 @@ BATCH = 250
 
 
 def bits_of(options: SamplingBenchmark) -> dict[str, tuple]:
-    """BITS of the device."""
-    return BITS[options.device if options.device != "cpu" or "bfloat16" in dtypes(options) else "cpu without bf16"]
+    """BITS of the device that it has kernels for."""
+    import torch
+
+    from autoregressive.models.packed import can_pack
+
+    kind = options.device if options.device != "cpu" or "bfloat16" in dtypes(options) else "cpu without bf16"
+    half = can_pack(torch.device(options.device), torch.float16)
+    return {name: bits for name, bits in BITS[kind].items() if half or HALF not in name}
 
 
 def pipeline_of(options: SamplingBenchmark, precision: str, runner: str = "auto", int8: bool = False, ahead: int = 1,
-                decode: str = "none", compiled: bool = False):  # fmt: skip
-    """The pair that ships."""
-    from autoregressive.bundled import or_bundled
-    from autoregressive.options import GPTOptions, MachineOptions
-    from autoregressive.sample.pipeline import load_pipeline
-    from tokenizer.tokenizer_image.vq_options import TokenizerOptions
+                decode: str = "none", compiled: bool = False, gpt: str | None = None):  # fmt: skip
+    """The pair that ships; gpt: the file of another GPT in its stead."""
+    from dataclasses import replace
 
+    from autoregressive.options import MachineOptions
+    from autoregressive.sample.pipeline import load_pipeline
+
+    given, tokenizer = shipped_pair()
     machine = MachineOptions(precision, decode, options.device, runner, compile=compiled, int8=int8,
                              look_ahead=ahead)  # fmt: skip
-    return load_pipeline(*or_bundled(GPTOptions(), TokenizerOptions()), machine)
+    return load_pipeline(replace(given, gpt_ckpt=gpt or given.gpt_ckpt), tokenizer, machine)
+
+
+def shipped_pair() -> tuple:
+    """Its GPTOptions and TokenizerOptions."""
+    from autoregressive.bundled import or_bundled
+    from autoregressive.options import GPTOptions
+    from tokenizer.tokenizer_image.vq_options import TokenizerOptions
+
+    return or_bundled(GPTOptions(), TokenizerOptions())
+
+
+def write_filled(path: str) -> str:
+    """The GPT that ships with random bits in each weight behind those that float16 keeps."""
+    import torch
+
+    from engine.checkpoint import read_weights, save_safetensors
+
+    weights, chance = read_weights(shipped_pair()[0].gpt_ckpt), torch.Generator().manual_seed(0)
+    state = {name: value.float() * (1 + 2**-10 * (torch.rand(value.shape, generator=chance) - 0.5))
+             for name, value in weights.state.items()}  # fmt: skip
+    save_safetensors(path, state, weights.meta)
+    return path
 
 
 def sampling_of(options: SamplingBenchmark):
@@ -75,7 +106,9 @@ def fewer_bits(options: SamplingBenchmark, name: str) -> dict[str, float]:
     and with the same noise, the loss on held-out pictures, and the share of samples that are read as their class."""
     import torch
 
-    pipeline, exact = (pipeline_of(options, *bits_of(options)[each]) for each in (name, EXACT))
+    with tempfile.TemporaryDirectory() as folder:
+        gpt = write_filled(f"{folder}/gpt.safetensors") if name == FILLED else None
+        pipeline, exact = (pipeline_of(options, *bits_of(options)[each], gpt=gpt) for each in (name, EXACT))
     sampling, labels = sampling_of(options), torch.arange(SAMPLES, device=pipeline.device) % 10
     batches = list(zip(labels.split(BATCH), torch.arange(SAMPLES).split(BATCH)))
     own, wanted = (torch.cat([each.codes(part, sampling, pictures=numbers) for part, numbers in batches])

@@ -13,6 +13,7 @@ from benchmarks.sampling_contenders import (
     ours,
     tokenizer,
     transformers_llama,
+    ways_of,
 )
 from benchmarks.sampling_many import COLUMNS as MANY
 from benchmarks.sampling_many import SHIPPED, many, whole_path
@@ -51,7 +52,7 @@ def contenders_of(options: SamplingBenchmark) -> dict[str, tuple]:
         for pictures in options.pictures:
             what = f"{name}, {named(pictures)}"
             found |= {f"{what}: ours, {way}": (fitted, STARVED, ours, options, name, pictures, way)
-                      for way in WAYS[options.device]}  # fmt: skip
+                      for way in ways_of(options)}  # fmt: skip
             given = (fitted, STARVED, transformers_llama, options, name, pictures)
             found |= {f"{what}: transformers, {kind}": (*given, *setting) for kind, setting in CACHES.items()}
     found |= {f"VQ-16, {dtype}": (tokenizer, options, dtype) for dtype in dtypes(options)}
@@ -162,9 +163,9 @@ def compare(options: SamplingBenchmark) -> None:
     notes = [
         f"Pictures of {options.image_size} px ({steps} codes each), guidance {options.cfg_scale}, top-k "
         f"{options.top_k}: twice as many rows a step, numbers of {limits['width']} bytes, random weights. Best of "
-        f"{options.repeats} rounds. The floor is the higher one of two: reading, and products. The tokenizer takes one "
-        "picture at a time. transformers' generate guides, filters and draws in a LogitsProcessor, once for both "
-        "branches. Commands are timed with the start of Python.",
+        f"{options.repeats} rounds. The floor is the higher one of two: reading, and products; it is not lowered for "
+        "matrices in fewer bits. The tokenizer takes one picture at a time. transformers' generate guides, filters and "
+        "draws in a LogitsProcessor, once for both branches. Commands are timed with the start of Python.",
         "",
         f"Measured in the same run: {1e-9 / limits['byte']:.1f} GB/s read; operations at "
         + " and ".join(f"{1e-9 / limits[f'{dtype} operation']:.0f} GFLOP/s in {dtype}" for dtype in dtypes(options))
@@ -176,7 +177,8 @@ def compare(options: SamplingBenchmark) -> None:
          "driver's own figure."),
         (AHEAD, ahead(figures), f"Means of {DRAWS} batches; the pictures are the same but for rounding."),
         (FEWER, bits(options, figures), "Logits and codes are compared with float32's, after the same codes and with "
-         "the same noise; pictures as they are sampled."),
+         "the same noise; pictures as they are sampled. What ships is kept in 16 bits; fp16 matrices have bits to "
+         "lose, filled at random, and are compared with their own float32."),
     ):  # fmt: skip
         notes += ["", *markdown(columns, rows), "", note] if rows else []
     if "decoded in bf16" in figures:

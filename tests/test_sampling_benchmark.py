@@ -51,7 +51,7 @@ def lines(options: SamplingBenchmark) -> dict[str, list[str]]:
 def test_all_draw_the_same_number_of_codes_and_stand_beside_the_floor(tiny):
     whole = table.contenders_of(table.completed(tiny))
     names = tuple(name for name in whole if name.startswith("GPT-1M"))
-    assert len(names) == 2 * (len(contenders.WAYS["cpu"]) + len(contenders.CACHES))
+    assert len(names) == 2 * (len(contenders.ways_of(table.completed(tiny))) + len(contenders.CACHES))
     table.compare(replace(tiny, only=names))
     rows = lines(tiny)
     for name in names:
@@ -60,6 +60,24 @@ def test_all_draw_the_same_number_of_codes_and_stand_beside_the_floor(tiny):
         assert float(step) == pytest.approx(250 * float(seconds), abs=2.6)  # of 4 codes; seconds have two decimals
         assert float(codes) == pytest.approx(1000 * pictures / float(step), rel=0.5) and share.endswith(" %")
     assert rows["GPT-1M, 2 pictures: floor, matrix products"][0]
+
+
+def test_ours_stand_there_in_the_bits_that_their_names_say(tiny, monkeypatch):
+    options, found = table.completed(tiny), {}
+    make = ways.make_runner
+
+    def seen(way, model, *more):
+        runner = make(way, model, *more)
+        found[name] = type(runner).__name__, ways.precision_of(model)
+        return runner
+
+    monkeypatch.setattr(ways, "make_runner", seen)
+    for name in contenders.ways_of(options):
+        contenders.ours(options, "GPT-1M", 1, name)
+    for name, (runner, precision) in found.items():
+        (bits,) = [kind for kind in ("fp16 matrices", "int8") if name.startswith(kind)] or [""]
+        assert precision.endswith(bits) and ("," in precision) == bool(bits)
+        assert runner.startswith("CompiledPacked") == name.endswith("compiled")
 
 
 def test_the_floors_count_each_weight_once_a_step_and_each_row_s_products(tiny):
@@ -101,12 +119,16 @@ def test_fewer_bits_are_compared_with_float32_after_the_same_codes(tiny, monkeyp
     monkeypatch.setattr(quality, "SAMPLES", 4)
     monkeypatch.setattr(quality, "BATCH", 2)
     options = replace(table.completed(tiny), top_k=2000)
-    exact, *_, compiled, eight = quality.bits_of(options)
+    exact, *_, eight = names = list(quality.bits_of(options))
+    (compiled,) = (name for name in names if name.endswith("compiled"))
     same, near, less = (quality.fewer_bits(options, name) for name in (exact, compiled, eight))
     assert same == {"distance": 0.0, "different": 0.0, "whole different": 0.0}
     assert near["distance"] < 0.01 and near["different"] < 0.1
     assert 0.002 < less["distance"] < 0.1 and 0 < less["different"] < 0.3
     assert quality.decoded_in_bf16(options)["psnr"] > 40
+    if quality.FILLED in names:
+        half = quality.fewer_bits(options, quality.FILLED)
+        assert 1e-5 < half["distance"] < 1e-3 and half["different"] < 0.01
 
 
 def test_the_whole_path_is_measured_with_every_picture_written(tiny, monkeypatch):
