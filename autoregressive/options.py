@@ -65,7 +65,7 @@ class PrecisionOptions:
 class MachineOptions(PrecisionOptions):
     precision: str = "auto"
     """bf16, fp16 (on a CPU: of the matrices alone) or none (float32) for the GPT; auto: bf16 where the device computes
-    in it, on other CPUs fp16 where there are kernels for it."""
+    in it, else none. On a CPU that does not, auto and bf16 are fp16 where there are kernels for that."""
     device: str = "auto"
     """cuda, mps or cpu; auto takes the first that is there."""
     runner: str = "auto"

@@ -263,12 +263,15 @@ def test_the_machine_s_flags_reach_the_steps(files):
     (False, True, {}, torch.float16),
     (False, True, {"runner": "compiled"}, torch.float16),
     (False, True, {"runner": "eager"}, torch.float32),
-    (False, True, {"int8": True}, torch.float32),
     (False, True, {"precision": "none"}, torch.float32),
+    (False, True, {"precision": "bf16", "int8": True}, torch.float16),
+    (False, True, {"precision": "bf16", "runner": "eager"}, torch.bfloat16),
+    (False, False, {"precision": "bf16"}, torch.bfloat16),
     (False, False, {}, torch.float32),
 ])  # fmt: skip
 def test_where_bf16_is_only_played_matrices_are_float16(bf16, half, flags, dtype, monkeypatch):
-    monkeypatch.setattr("engine.distributed.cpu_has_bf16", lambda: bf16)
+    for module in ("engine.distributed", "autoregressive.sample.pipeline"):
+        monkeypatch.setattr(f"{module}.cpu_has_bf16", lambda: bf16)
     monkeypatch.setattr("autoregressive.models.packed.has_half_kernels", lambda: half)
     assert gpt_precision(MachineOptions(**flags), torch.device("cpu")) == dtype
 
