@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from autoregressive.encoder import load_encoder
 from autoregressive.load import GPT, load_gpt
+from autoregressive.models.attend import multiplies_bf16
 from autoregressive.models.generate import Sampling, decode_codes
 from autoregressive.models.packed import can_pack
 from autoregressive.models.runners import EagerRunner
@@ -28,7 +29,7 @@ from autoregressive.options import EncoderOptions, GPTOptions, MachineOptions, S
 from dataset.augmentation import center_crop_arr, to_tensor
 from dataset.classes import class_names_for, find_label
 from engine.config import Auto
-from engine.distributed import cpu_has_bf16, pick_device, pick_precision
+from engine.distributed import pick_device, pick_precision
 from evaluations.images import to_bytes
 from language.padding import pad_left, pad_right
 from language.t5 import MAX_LENGTH, TextEncoder
@@ -231,7 +232,7 @@ def load_pipeline(gpt: GPTOptions, tokenizer: TokenizerOptions, machine: Machine
 def gpt_precision(machine: MachineOptions, device: torch.device) -> torch.dtype:
     """What the GPT is loaded in. auto and bf16, where a CPU only plays bf16: float16, if its matrices are packed. A
     code takes as few bytes, and only weights are rounded, eight times as finely."""
-    played = machine.precision in ("auto", "bf16") and device.type == "cpu" and not cpu_has_bf16()
+    played = machine.precision in ("auto", "bf16") and device.type == "cpu" and not multiplies_bf16()
     packs = machine.runner in ("auto", "packed", "compiled") and can_pack(device, torch.float16)
     return torch.float16 if played and packs else pick_precision(machine.precision, device)
 
