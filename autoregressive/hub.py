@@ -30,8 +30,9 @@ def push_to_hub(gpt: GPT, repo: str, private: bool = False, license: str = "mit"
 
 def save_pretrained(gpt: GPT, folder: str | Path, repo: str | None = None, license: str = "mit") -> None:
     """Write a folder that from_pretrained() and --gpt-ckpt take. repo: how its model card calls it."""
-    if "int8" in precision_of(gpt.model):
-        raise ValueError("save_pretrained: its matrices are in eight bits; load the GPT without --int8 and save that")
+    if "," in precision_of(gpt.model):
+        raise ValueError(f"save_pretrained: it is in {precision_of(gpt.model)} in order to sample; load the GPT by "
+                         "from_pretrained(), or with --precision none and without --int8, and save that")  # fmt: skip
     card = card_of(gpt, repo or f"USER/{Path(folder).name}", license)
     write_folder(folder, state_of(gpt.model), meta_of(gpt), card, "--output")
 

@@ -105,7 +105,12 @@ def load_gpt(options: GPTOptions, downsample: int, device: torch.device, dtype: 
         raise ValueError(f"--downsample-size {options.downsample_size}: the tokenizer's is {downsample}; "
                          "leave the flag out")  # fmt: skip
     weights = read_weights(options.gpt_ckpt, ("ema",) if options.use_ema else (), "--gpt-ckpt")
-    return gpt_from(weights, options, downsample, device, dtype)
+    loaded = gpt_from(weights, options, downsample, device, dtype)
+    for name, value in loaded.model.state_dict().items() if dtype == torch.float16 else ():
+        if not value.isfinite().all():
+            raise ValueError(f"--gpt-ckpt {options.gpt_ckpt}: {name} holds numbers beyond 65504, where float16 ends; "
+                             "give --precision none (on GPUs, or bf16)")  # fmt: skip
+    return loaded
 
 
 def options_for(weights: Weights, **given) -> GPTOptions:

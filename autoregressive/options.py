@@ -56,16 +56,15 @@ class EncoderOptions:
 @dataclass
 class PrecisionOptions:
     precision: str = "auto"
-    """bf16, fp16 or none (float32) for the GPT; auto: bf16 where the device computes in it."""
+    """bf16, fp16 or none (float32) for the GPT; auto: bf16 where the device computes in it. On x86 processors that do
+    not, samplers keep its matrices in float16 for auto and bf16, too, and compute in float32."""
     decode_precision: str = "none"
-    """The same for the tokenizer's decoder. FID runs are published with none (float32); bf16 is faster."""
+    """bf16, fp16 or none for the tokenizer's decoder; auto: bf16 where the device computes in it. FID runs
+    are published with none (float32); bf16 is faster."""
 
 
 @dataclass
 class MachineOptions(PrecisionOptions):
-    precision: str = "auto"
-    """bf16, fp16 (on a CPU: of the matrices alone) or none (float32) for the GPT; auto: bf16 where the device computes
-    in it, on other CPUs fp16 where there are kernels for it."""
     device: str = "auto"
     """cuda, mps or cpu; auto takes the first that is there."""
     runner: str = "auto"

@@ -25,7 +25,7 @@ class SamplingBenchmark:
     top_k: int = 2000
     """Draw from the so many most likely codes."""
     precision: str = "auto"
-    """bf16, fp16 or none (float32) for the GPT; auto: bf16 where the device computes in it."""
+    """bf16, fp16 or none (float32) for the GPT; auto: bf16 where the device computes in it, else none."""
     held_out: str | None = None
     """Pictures that the pair that ships was not trained on, a folder a class (CIFAR-10's test/), for its loss in fewer
     bits."""
@@ -182,7 +182,8 @@ class ServingBenchmark:
     top_k: int = 2000
     """Draw from the so many most likely codes."""
     precision: str = "auto"
-    """bf16, fp16 or none (float32) for the GPT; auto: bf16 where the device computes in it."""
+    """bf16, fp16 or none (float32) for the GPT; auto: bf16 where the device computes in it, else none,
+    but for the plain sampler, which then keeps matrices in float16."""
     decode_precision: str = "auto"
     """The same for the tokenizer's decoder."""
     repeats: int = 2

@@ -173,8 +173,8 @@ def compare(options: SamplingBenchmark) -> None:
     ]
     for columns, rows, note in (
         (MANY, many(options, figures), "As sample_c2i_ddp.py makes them with --per-proc-batch-size auto and "
-         "--decode-precision like --precision, not resized; after the first batch where there are more. Busy is the "
-         "driver's own figure."),
+         "--decode-precision like --precision, matrices of CPUs without bf16 in float16, not resized; after the first "
+         "batch where there are more. Busy is the driver's own figure."),
         (AHEAD, ahead(figures), f"Means of {DRAWS} batches; the pictures are the same but for rounding."),
         (FEWER, bits(options, figures), "Logits and codes are compared with float32's, after the same codes and with "
          "the same noise; pictures as they are sampled. What ships is kept in 16 bits; fp16 matrices have bits to "

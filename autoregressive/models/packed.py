@@ -35,9 +35,9 @@ def has_half_kernels() -> bool:
 
 
 class LaidOut(nn.Module):
-    """x W^T, x [R, in] -> [R, out], and what is computed with it. Saved as the plain W."""
+    """x W^T, x [R, in] -> [R, out], and what is computed with it. Saved as its `weight`."""
 
-    weight: Tensor  # the plain W [out, in], made anew at each call
+    weight: Tensor  # W [out, in], made anew at each call
 
     def silu(self, x: Tensor) -> Tensor:
         return F.silu(self(x), inplace=True)

@@ -57,7 +57,7 @@ def find_compiler() -> None:
 
 
 def precision_of(model: Transformer) -> str:
-    """What it computes in, such as bfloat16, or "bfloat16, int8" where its matrices have other bits."""
+    """What it computes in, such as bfloat16, and which other bits its matrices have: "float32, fp16 matrices"."""
     dtype = str(model.norm.weight.dtype).removeprefix("torch.")
     bits = {Int8Linear: ", int8", HalfLinear: ", fp16 matrices"}
     return dtype + bits.get(type(model.output), "")

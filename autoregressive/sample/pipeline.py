@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from autoregressive.encoder import load_encoder
 from autoregressive.load import GPT, load_gpt
+from autoregressive.models.attend import multiplies_bf16
 from autoregressive.models.generate import Sampling, decode_codes
 from autoregressive.models.packed import can_pack
 from autoregressive.models.runners import EagerRunner
@@ -229,13 +230,11 @@ def load_pipeline(gpt: GPTOptions, tokenizer: TokenizerOptions, machine: Machine
 
 
 def gpt_precision(machine: MachineOptions, device: torch.device) -> torch.dtype:
-    """What the GPT is loaded in. auto, where a CPU does not compute in bf16: float16, if its matrices are packed. Half
-    as many bytes are read for a code, and only weights are rounded, eight times as finely as to bf16."""
-    dtype = pick_precision(machine.precision, device)
-    packs = machine.runner in ("auto", "packed", "compiled") and not machine.int8
-    if machine.precision == "auto" and dtype == torch.float32 and packs and can_pack(device, torch.float16):
-        return torch.float16
-    return dtype
+    """What the GPT is loaded in. auto and bf16, where a CPU only plays bf16: float16, if its matrices are packed. A
+    code takes as few bytes, and only weights are rounded, eight times as finely."""
+    played = machine.precision in ("auto", "bf16") and device.type == "cpu" and not multiplies_bf16()
+    packs = machine.runner in ("auto", "packed", "compiled") and can_pack(device, torch.float16)
+    return torch.float16 if played and packs else pick_precision(machine.precision, device)
 
 
 def check_pair(loaded: GPT, vq: Tokenizer, gpt: GPTOptions, tokenizer: TokenizerOptions) -> None:

@@ -12,13 +12,14 @@ from PIL import Image
 from tiny_gpts import packs_half
 from tiny_pipeline import MACHINE, options
 
+from autoregressive.hub import save_pretrained
 from autoregressive.models.generate import Sampling
 from autoregressive.models.ways import precision_of
 from autoregressive.options import GPTOptions, MachineOptions, SamplingOptions
 from autoregressive.sample.grid import now, sample_grid
 from autoregressive.sample.options import GridOptions, SampleC2I
 from autoregressive.sample.pipeline import gpt_precision, load_pipeline
-from engine.checkpoint import save_safetensors
+from engine.checkpoint import read_weights, save_safetensors
 from engine.config import parse
 from tokenizer.tokenizer_image.vq_model import VQ_models
 from tokenizer.tokenizer_image.vq_options import TokenizerOptions
@@ -263,25 +264,42 @@ def test_the_machine_s_flags_reach_the_steps(files):
     (False, True, {}, torch.float16),
     (False, True, {"runner": "compiled"}, torch.float16),
     (False, True, {"runner": "eager"}, torch.float32),
-    (False, True, {"int8": True}, torch.float32),
     (False, True, {"precision": "none"}, torch.float32),
+    (False, True, {"precision": "bf16", "int8": True}, torch.float16),
+    (False, True, {"precision": "bf16", "runner": "eager"}, torch.bfloat16),
+    (False, False, {"precision": "bf16"}, torch.bfloat16),
     (False, False, {}, torch.float32),
 ])  # fmt: skip
 def test_where_bf16_is_only_played_matrices_are_float16(bf16, half, flags, dtype, monkeypatch):
     monkeypatch.setattr("engine.distributed.cpu_has_bf16", lambda: bf16)
+    monkeypatch.setattr("autoregressive.sample.pipeline.multiplies_bf16", lambda: bf16)
     monkeypatch.setattr("autoregressive.models.packed.has_half_kernels", lambda: half)
     assert gpt_precision(MachineOptions(**flags), torch.device("cpu")) == dtype
+    assert gpt_precision(MachineOptions(precision="bf16"), torch.device("cuda")) == torch.bfloat16
 
 
 @packs_half
-def test_a_gpt_with_float16_matrices_is_the_float32_one_of_those_weights(files):
+def test_a_gpt_with_float16_matrices_is_the_float32_one_of_those_weights(files, monkeypatch, tmp_path):
     gpt, vq = options(files)
-    pipeline = load_pipeline(gpt, vq, replace(MACHINE, precision="fp16"))
+    monkeypatch.setattr("autoregressive.sample.pipeline.multiplies_bf16", lambda: False)
+    pipeline = load_pipeline(gpt, vq, replace(MACHINE, precision="bf16"))
     exact = load_pipeline(gpt, vq, replace(MACHINE, runner="eager"))
     assert precision_of(pipeline.gpt.model) == "float32, fp16 matrices"
     exact.gpt.model.half().float()
     codes, expected = (each.codes(torch.tensor([1, 2]), SAMPLING) for each in (pipeline, exact))
     assert torch.equal(codes, expected)
+    with pytest.raises(ValueError, match="save_pretrained: .* float32, fp16 matrices .* --precision none"):
+        save_pretrained(pipeline.gpt, tmp_path / "saved")
+
+
+def test_weights_that_float16_cannot_hold_are_refused(files, tmp_path):
+    weights = read_weights(options(files)[0].gpt_ckpt)
+    state, path = weights.state | {"norm.weight": torch.full((128,), 1e5)}, tmp_path / "gpt.safetensors"
+    save_safetensors(path, state, weights.meta)
+    gpt, vq = options(files, {"gpt_ckpt": str(path)})
+    with pytest.raises(ValueError, match="gpt.safetensors: norm.weight .* 65504 .* --precision none"):
+        load_pipeline(gpt, vq, replace(MACHINE, precision="fp16"))
+    load_pipeline(gpt, vq, MACHINE)
 
 
 def test_pictures_are_decoded_so_many_at_a_time(files, monkeypatch):
