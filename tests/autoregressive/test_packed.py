@@ -148,6 +148,7 @@ def test_bf16_is_not_packed_where_the_processor_has_no_kernels_for_it(monkeypatc
 
 @packs
 def test_fused_products_are_the_separate_ones():
+    torch.manual_seed(0)
     linear = torch.nn.Linear(24, 40, bias=False).requires_grad_(False)
     x, other = torch.randn(5, 24), torch.randn(5, 40)
     for kind, near in ((PackedLinear, 1e-5), (HalfLinear, 1e-3), (Int8Linear, 0.05)):
