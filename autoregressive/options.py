@@ -57,7 +57,7 @@ class EncoderOptions:
 class PrecisionOptions:
     precision: str = "auto"
     """bf16, fp16 or none (float32) for the GPT; auto: bf16 where the device computes in it. On x86 processors that do
-    not, samplers keep its matrices in float16 for auto and bf16, too, and compute in float32."""
+    not, packed steps have float16 matrices for auto and bf16, too, and compute in float32."""
     decode_precision: str = "none"
     """bf16, fp16 or none for the tokenizer's decoder; auto: bf16 where the device computes in it. FID runs
     are published with none (float32); bf16 is faster."""

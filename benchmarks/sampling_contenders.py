@@ -75,14 +75,19 @@ def with_memory(options: SamplingBenchmark, seconds: float) -> dict[str, float]:
     return {"seconds": seconds, "device peak": torch.cuda.max_memory_allocated() / 2**20}
 
 
-def ways_of(options: SamplingBenchmark) -> dict[str, tuple]:
-    """WAYS of the device that it has kernels for."""
+def with_kernels(options: SamplingBenchmark, named: dict[str, tuple]) -> dict[str, tuple]:
+    """Those that the device has kernels for."""
     import torch
 
     from autoregressive.models.packed import can_pack
 
     half = can_pack(torch.device(options.device), torch.float16)
-    return {name: way for name, way in WAYS[options.device].items() if half or HALF not in name}
+    return {name: given for name, given in named.items() if half or HALF not in name}
+
+
+def ways_of(options: SamplingBenchmark) -> dict[str, tuple]:
+    """WAYS of the device."""
+    return with_kernels(options, WAYS[options.device])
 
 
 def gpt_and_runner(options: SamplingBenchmark, name: str, dtype, way: str, *more: bool):

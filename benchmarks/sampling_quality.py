@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.options import SamplingBenchmark
-from benchmarks.sampling_contenders import HALF, dtypes, timed
+from benchmarks.sampling_contenders import HALF, dtypes, timed, with_kernels
 
 WINDOWS = (1, 4, 8, 16)
 AT_ONCE = (1, 8)
@@ -30,14 +30,9 @@ BATCH = 250
 
 
 def bits_of(options: SamplingBenchmark) -> dict[str, tuple]:
-    """BITS of the device that it has kernels for."""
-    import torch
-
-    from autoregressive.models.packed import can_pack
-
+    """BITS of the device."""
     kind = options.device if options.device != "cpu" or "bfloat16" in dtypes(options) else "cpu without bf16"
-    half = can_pack(torch.device(options.device), torch.float16)
-    return {name: bits for name, bits in BITS[kind].items() if half or HALF not in name}
+    return with_kernels(options, BITS[kind])
 
 
 def pipeline_of(options: SamplingBenchmark, precision: str, runner: str = "auto", int8: bool = False, ahead: int = 1,

@@ -233,7 +233,7 @@ def gpt_precision(machine: MachineOptions, device: torch.device) -> torch.dtype:
     """What the GPT is loaded in. auto and bf16, where a CPU only plays bf16: float16, if its matrices are packed. A
     code takes as few bytes, and only weights are rounded, eight times as finely."""
     played = machine.precision in ("auto", "bf16") and not multiplies_bf16()
-    packs = machine.runner in ("auto", "packed", "compiled") and can_pack(device, torch.float16)
+    packs = machine.runner != "eager" and can_pack(device, torch.float16)
     return torch.float16 if played and packs else pick_precision(machine.precision, device)
 
 
