@@ -6,15 +6,19 @@ Whatever a client sends that cannot be done is answered with the API's error obj
 import asyncio
 import contextlib
 import hmac
+import socket
 from collections.abc import AsyncIterator, Coroutine
 
+import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from autoregressive.serve.endpoint import GONE, Endpoint, ended, refusal_of, sent_by, stopped
+from autoregressive.serve.endpoint import GONE, Endpoint, refusal_of, sent_by, stopped, unless
 from autoregressive.serve.wire import FORMATS, Generation, Refusal, event_of_error, read
 
+GRACE = 10  # seconds that those who wait still have when the server is told to leave
+FAREWELL = 5  # seconds more, for telling them that it leaves
 LATE = 5  # seconds that a stream has for saying that its time is over
 ERROR = {"type": "object", "required": ["error"], "properties": {"error": {
     "type": "object", "required": ["message", "type"], "properties": {
@@ -25,6 +29,19 @@ ANSWER = {"type": "object", "required": ["created", "data", "seed"], "properties
     "output_format": {"type": "string"}, "note": {"type": "string"}, "usage": {"type": "object"},
     "data": {"type": "array", "items": {"type": "object", "properties": {
         "b64_json": {"type": "string"}, "url": {"type": "string"}}}}}}  # fmt: skip
+
+
+class Server(uvicorn.Server):
+    """Told to leave it takes no more requests, and refuses those that are not done in GRACE seconds."""
+
+    def __init__(self, endpoint: Endpoint):
+        config = uvicorn.Config(build(endpoint), log_level="warning", timeout_graceful_shutdown=GRACE + FAREWELL)
+        super().__init__(config)
+        self.leaving = endpoint.leaving
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().call_later(GRACE, self.leaving.set)
+        await super().shutdown(sockets)
 
 
 class Visit:
@@ -95,12 +112,7 @@ async def unless_gone(request: Request, work: Coroutine):
             pass
         raise Refusal(GONE, "the client went away")
 
-    drawing, leaving = asyncio.create_task(work), asyncio.create_task(gone())
-    try:
-        done, _ = await asyncio.wait({drawing, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        return await (drawing if drawing in done else leaving)
-    finally:
-        await ended(drawing, leaving)
+    return await unless(gone(), work)
 
 
 def schema_of(endpoint: Endpoint) -> dict:
@@ -149,14 +161,15 @@ def build(endpoint: Endpoint) -> FastAPI:
         try:
             async with asyncio.timeout_at(visit.ends):
                 allowed(request)
-                order = endpoint.order(read(await body_of(request, options.max_body)))
+                sent = await endpoint.unless_leaving(body_of(request, options.max_body))
+                order = endpoint.order(read(sent))
                 with contextlib.ExitStack() as room:
                     room.enter_context(ledger.admission(order.count))
                     if order.asked.stream:
-                        parts = sent_by(lambda send: endpoint.events(order, send), visit.ends)
+                        parts = sent_by(lambda send: endpoint.unless_leaving(endpoint.events(order, send)), visit.ends)
                         return Events(parts, room.pop_all(), visit)
                     base = f"{(options.public_url or str(request.base_url)).rstrip('/')}/"
-                    answer = await unless_gone(request, endpoint.whole(order, base))
+                    answer = await unless_gone(request, endpoint.unless_leaving(endpoint.whole(order, base)))
         except Exception as error:
             refusal = visit.refusal(error)
             visit.answered(refusal.status)

@@ -8,7 +8,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +50,16 @@ class Endpoint:
         self.painter, self.options, self.sampling, self.name = painter, options, sampling, name
         self.ledger, self.shelf, self.began = Ledger(places, options.max_queue), Shelf(), int(time.time())
         self.native = painter.pipeline.gpt.image_size
+        self.leaving = asyncio.Event()  # set: the time of those who still wait is over
+
+    async def unless_leaving(self, work: Coroutine):
+        """What the work gives; Unfinished, with the work ended, where the server has no more time for it."""
+
+        async def left() -> None:
+            await self.leaving.wait()
+            raise Unfinished("there was no time to finish this")
+
+        return await unless(left(), work)
 
     def order(self, asked: Generation) -> Order:
         """What is to be drawn. Refusal of what this server has not."""
@@ -218,6 +228,16 @@ async def together(work) -> list:
         return await asyncio.gather(*tasks)
     finally:
         await ended(*tasks)
+
+
+async def unless(stop: Coroutine, work: Coroutine):
+    """What the work gives, or what `stop` raises where that comes first; the other one is ended."""
+    working, stopping = asyncio.create_task(work), asyncio.create_task(stop)
+    try:
+        done, _ = await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        return await (working if working in done else stopping)
+    finally:
+        await ended(working, stopping)
 
 
 async def ended(*tasks: asyncio.Future) -> None:

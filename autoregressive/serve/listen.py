@@ -16,7 +16,6 @@ from autoregressive.serve.options import Serve, ServerOptions
 from autoregressive.serve.painter import painter
 from tokenizer.tokenizer_image.vq_options import TokenizerOptions
 
-GRACE = 10  # seconds that those who wait still have when the server is told to leave
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -36,9 +35,7 @@ def models(options: Serve) -> tuple[GPTOptions, TokenizerOptions]:
 
 
 async def listen(options: Serve) -> None:
-    import uvicorn
-
-    from autoregressive.serve.api import build
+    from autoregressive.serve.api import Server
     from autoregressive.serve.endpoint import Endpoint
 
     gpt, tokenizer = models(options)
@@ -52,8 +49,7 @@ async def listen(options: Serve) -> None:
     async with painter(gpt, tokenizer, options.engine, encoder, sampling) as one:
         name = chosen.model_name or one.pipeline.gpt.name
         places = options.engine.max_num_seqs * options.engine.data_parallel_size
-        app = build(Endpoint(one, chosen, sampling, name, places))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE))
+        server = Server(Endpoint(one, chosen, sampling, name, places))
         host = f"[{chosen.host}]" if ":" in chosen.host else chosen.host
         print(f"{name} ({Path(gpt.gpt_ckpt).name}) is served on http://{host}:{chosen.port}", flush=True)
         await server.serve(sockets=[place])

@@ -4,7 +4,10 @@ import asyncio
 import base64
 import io
 import json
+import socket
+from functools import partial
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,9 +17,10 @@ pytest.importorskip("vllm", reason="needs vLLM: bash scripts/test_serve.sh")
 import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
-from waiting import PATH, Waiting, app_of, asked, metrics, post, visited
+from waiting import PATH, Waiting, app_of, asked, endpoint_of, metrics, post, visited
 
 from autoregressive.models.generate import Sampling
+from autoregressive.serve import api
 from autoregressive.serve.vllm_names import EngineDeadError
 
 
@@ -172,6 +176,47 @@ def test_an_engine_that_has_stopped_is_said(stream):
     answer, health = asked(painter, work)
     assert "the engine has stopped" in answer.text and answer.status_code == (200 if stream else 503)
     assert health.status_code == 503
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_server_that_leaves_has_a_little_time(stream, monkeypatch):
+    """Who is done meanwhile gets pictures, who is not is told, and so is who has not said yet what he wants."""
+    monkeypatch.setattr(api, "GRACE", 1.0)
+    painter, place = Waiting(0.03, captions=True), socket.create_server(("127.0.0.1", 0))
+    server = api.Server(endpoint_of(painter))
+
+    async def half_said() -> str:
+        reader, writer = await asyncio.open_connection(*place.getsockname())
+        writer.write(f"POST {PATH} HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
+                     'Content-Length: 99\r\n\r\n{"prompt"'.encode())  # fmt: skip
+        answer = await reader.read()
+        writer.close()
+        return answer.decode()
+
+    async def main():
+        serving = asyncio.create_task(server.serve(sockets=[place]))
+        url = "http://{}:{}".format(*place.getsockname())
+        async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+            ask = partial(client.post, PATH)
+            body = {"prompt": "a cat", "stream": stream}
+            quick = asyncio.create_task(ask(json=body))
+            while not painter.asked:
+                await asyncio.sleep(0.01)
+            painter.reading = 30.0  # for those who come now
+            slow, still = asyncio.create_task(ask(json=body)), asyncio.create_task(half_said())
+            while len(server.server_state.tasks) < 3:
+                await asyncio.sleep(0.01)
+            server.should_exit = True
+            answers = await asyncio.gather(quick, slow, still)
+            with pytest.raises(httpx.ConnectError):
+                await client.get("/health")
+        await serving
+        return answers
+
+    quick, slow, still = asyncio.run(main())
+    assert quick.status_code == 200 and "b64_json" in quick.text
+    assert slow.status_code == (200 if stream else 503) and still.startswith("HTTP/1.1 503")
+    assert all("the server is about to leave" in answer for answer in (slow.text, still))
 
 
 def test_rows_are_shown_as_they_finish():

@@ -61,8 +61,12 @@ class Waiting:
         return self.fault is None
 
 
+def endpoint_of(painter: Waiting, **changed) -> Endpoint:
+    return Endpoint(painter, replace(OPTIONS, **changed), Sampling(cfg_scale=2.0, top_k=100), "tiny", places=2)
+
+
 def app_of(painter: Waiting, **changed):
-    return build(Endpoint(painter, replace(OPTIONS, **changed), Sampling(cfg_scale=2.0, top_k=100), "tiny", places=2))
+    return build(endpoint_of(painter, **changed))
 
 
 def asked(painter: Waiting, work, **changed):
