@@ -6,7 +6,7 @@ Each picture is a function of (seed, split, number), whatever else is made. Axes
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cache, lru_cache
 from itertools import product
 from pathlib import Path
@@ -172,23 +172,26 @@ def way_of(way: int, kind: Kind) -> str:
     return phrase(template, kind, rest % 2 == 0, size)
 
 
-def write_pictures(folder: Path, train: int, test: int, seed: int) -> None:
-    """pictures/, lists/ and prompts.tsv within the folder; the test list's pictures are numbered after train's."""
+def write_pictures(folder: Path, train: int, test: int, seed: int, kinds: Collection[Kind] = KINDS) -> None:
+    """pictures/, lists/ and prompts.tsv within the folder; the test list's pictures are numbered after train's. Of the
+    train list and the prompts, all but these kinds are left out; the judge learns every kind from the test list."""
     (folder / "pictures").mkdir()
     (folder / "lists").mkdir()
-    for split, count, first in (("train", train, 0), ("test", test, train)):
-        lines = "".join(_written(folder, split, count, first, seed))
+    for split, count, first, shown in (("train", train, 0, kinds), ("test", test, train, KINDS)):
+        lines = "".join(_written(folder, split, count, first, seed, shown))
         write_atomic(folder / "lists" / f"{split}.jsonl", lambda file, lines=lines: file.write(lines.encode()))
     table = io.StringIO()
     rows = csv.writer(table, delimiter="\t", lineterminator="\n")
     rows.writerow(["Prompt", "digit", "colour", "ground"])
-    rows.writerows([text, *kind] for text, kind in prompts(seed))
+    rows.writerows([text, *kind] for text, kind in prompts(seed) if kind in kinds)
     write_atomic(folder / "prompts.tsv", lambda file: file.write(table.getvalue().encode()))
 
 
-def _written(folder: Path, split: str, count: int, first: int, seed: int) -> Iterator[str]:
+def _written(folder: Path, split: str, count: int, first: int, seed: int, kinds: Collection[Kind]) -> Iterator[str]:
     """Write a split's pictures; its list's lines."""
     for number in range(count):
+        if kind_of(seed, split, number)[0] not in kinds:
+            continue
         sample = make(seed, split, number)
         name = f"pictures/{first + number:06d}.png"
         Image.fromarray(sample.picture).save(folder / name)

@@ -1,6 +1,5 @@
 """scripts/quickstart_t2i.sh in miniature: noughts and ones in three colours, from captions to the judge's verdict."""
 
-import json
 from pathlib import Path
 from statistics import mean
 
@@ -9,7 +8,7 @@ from autoregressive.sample.options import SampleT2IMany
 from autoregressive.train.extract import extract_list_codes
 from autoregressive.train.options import ExtractTextCodes, TrainT2I
 from autoregressive.train.text_task import train_t2i
-from dataset.coloured_digits import write_pictures
+from dataset.coloured_digits import KINDS, write_pictures
 from engine.config import parse
 from evaluations.coloured_digits_options import ScoreColouredDigits
 from evaluations.coloured_digits_task import score
@@ -24,16 +23,11 @@ TRAINING = "--lr-schedule cosine --num-workers 0 --device cpu --run-name"
 
 
 def write_data(folder: Path) -> str:
-    """Pictures; the train list and the prompts of noughts and ones without black alone."""
+    """Noughts and ones without black; their train list."""
     folder.mkdir()
-    write_pictures(folder, 12_000, 240, seed=0)
-    path = folder / "lists/train.jsonl"
-    kept = [line for line in path.read_text().splitlines() if json.loads(line)["digit"] < 2 and "black" not in line]
-    path.write_text("\n".join(kept) + "\n")
-    head, *rows = (folder / "prompts.tsv").read_text().splitlines()
-    kept = [row for row in rows if row.split("\t")[1] in "01" and "black" not in row]
-    (folder / "prompts.tsv").write_text("\n".join([head, *kept]) + "\n")
-    return str(path)
+    kinds = [kind for kind in KINDS if kind.digit < 2 and "black" not in kind]
+    write_pictures(folder, 12_000, 240, seed=0, kinds=kinds)
+    return str(folder / "lists/train.jsonl")
 
 
 def test_pictures_show_what_their_prompts_ask_for(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from support import ROOT, run_script
 
-from dataset.coloured_digits import COLOURS, KINDS, PHRASINGS, WORDS, kind_of, make, phrase, prompts
+from dataset.coloured_digits import COLOURS, KINDS, PHRASINGS, WORDS, kind_of, make, phrase, prompts, write_pictures
 from dataset.text import read_prompts
 
 
@@ -61,6 +61,23 @@ def test_prompts_are_balanced():
         assert set(Counter(getattr(kind, part) for _, kind in found).values()) == {400 / len(COLOURS)}
     assert set(Counter(kind for _, kind in found).values()) == {3, 4} and len(set(found)) == 400
     assert sum("small" in text or "large" in text for text, _ in found) == 200
+
+
+def test_other_kinds_are_left_out_and_the_rest_is_the_same(tmp_path):
+    """The test list has all of them: the judge learns from it."""
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    kinds = [kind for kind in KINDS if kind.digit < 2]
+    for folder, chosen in ((whole, KINDS), (part, kinds)):
+        folder.mkdir()
+        write_pictures(folder, 30, 20, 0, chosen)
+    lines = [(folder / "lists/train.jsonl").read_text().splitlines() for folder in (whole, part)]
+    assert lines[1] == [line for line in lines[0] if json.loads(line)["digit"] < 2] != lines[0]
+    assert (whole / "lists/test.jsonl").read_text() == (part / "lists/test.jsonl").read_text()
+    head, *rows = (whole / "prompts.tsv").read_text().splitlines()
+    assert (part / "prompts.tsv").read_text().splitlines() == [head, *(r for r in rows if r.split("\t")[1] in "01")]
+    for picture in (part / "pictures").iterdir():
+        assert picture.read_bytes() == (whole / "pictures" / picture.name).read_bytes()
+    assert len(list((part / "pictures").iterdir())) == len(lines[1]) + 20
 
 
 def test_the_command_writes_a_folder_once_and_refuses_other_settings(tmp_path):
