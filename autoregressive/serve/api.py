@@ -6,10 +6,8 @@ Whatever a client sends that cannot be done is answered with the API's error obj
 import asyncio
 import contextlib
 import hmac
-import socket
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 
-import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
@@ -17,8 +15,6 @@ from starlette.exceptions import HTTPException
 from autoregressive.serve.endpoint import GONE, Endpoint, refusal_of, sent_by, stopped, unless
 from autoregressive.serve.wire import FORMATS, Generation, Refusal, event_of_error, read
 
-GRACE = 10  # seconds that those who wait still have when the server is told to leave
-FAREWELL = 5  # seconds more, for telling them that it leaves
 LATE = 5  # seconds that a stream has for saying that its time is over
 ERROR = {"type": "object", "required": ["error"], "properties": {"error": {
     "type": "object", "required": ["message", "type"], "properties": {
@@ -29,19 +25,6 @@ ANSWER = {"type": "object", "required": ["created", "data", "seed"], "properties
     "output_format": {"type": "string"}, "note": {"type": "string"}, "usage": {"type": "object"},
     "data": {"type": "array", "items": {"type": "object", "properties": {
         "b64_json": {"type": "string"}, "url": {"type": "string"}}}}}}  # fmt: skip
-
-
-class Server(uvicorn.Server):
-    """Told to leave it takes no more requests, and refuses those that are not done in GRACE seconds."""
-
-    def __init__(self, endpoint: Endpoint):
-        config = uvicorn.Config(build(endpoint), log_level="warning", timeout_graceful_shutdown=GRACE + FAREWELL)
-        super().__init__(config)
-        self.leaving = endpoint.leaving
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        asyncio.get_running_loop().call_later(GRACE, self.leaving.set)
-        await super().shutdown(sockets)
 
 
 class Visit:
@@ -104,15 +87,11 @@ async def body_of(request: Request, most: int) -> bytes:
     return bytes(body)
 
 
-async def unless_gone(request: Request, work: Coroutine):
-    """What the work gives; Refusal, with the work ended, where the client goes away before."""
-
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        raise Refusal(GONE, "the client went away")
-
-    return await unless(gone(), work)
+async def gone(request: Request) -> None:
+    """Until the client goes away: Refusal."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    raise Refusal(GONE, "the client went away")
 
 
 def schema_of(endpoint: Endpoint) -> dict:
@@ -132,7 +111,7 @@ def build(endpoint: Endpoint) -> FastAPI:
     errors = {status: {"description": words, "content": {"application/json": {"schema": ERROR}}} for status, words in
               ((400, "What was sent cannot be done"), (401, "The API key is missing or wrong"),
                (404, "No such model or picture"), (413, "The body is too large"), (429, "No room now: see Retry-After"),
-               (500, "Something went wrong here"), (503, "The engine has stopped"),
+               (500, "Something went wrong here"), (503, "The engine has stopped, or the server leaves"),
                (504, "It took too long"))}  # fmt: skip
 
     @app.exception_handler(Refusal)
@@ -161,15 +140,15 @@ def build(endpoint: Endpoint) -> FastAPI:
         try:
             async with asyncio.timeout_at(visit.ends):
                 allowed(request)
-                sent = await endpoint.unless_leaving(body_of(request, options.max_body))
+                sent = await unless(body_of(request, options.max_body), endpoint.left())
                 order = endpoint.order(read(sent))
                 with contextlib.ExitStack() as room:
                     room.enter_context(ledger.admission(order.count))
                     if order.asked.stream:
-                        parts = sent_by(lambda send: endpoint.unless_leaving(endpoint.events(order, send)), visit.ends)
+                        parts = sent_by(lambda send: unless(endpoint.events(order, send), endpoint.left()), visit.ends)
                         return Events(parts, room.pop_all(), visit)
                     base = f"{(options.public_url or str(request.base_url)).rstrip('/')}/"
-                    answer = await unless_gone(request, endpoint.unless_leaving(endpoint.whole(order, base)))
+                    answer = await unless(endpoint.whole(order, base), gone(request), endpoint.left())
         except Exception as error:
             refusal = visit.refusal(error)
             visit.answered(refusal.status)

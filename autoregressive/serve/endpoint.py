@@ -52,14 +52,10 @@ class Endpoint:
         self.native = painter.pipeline.gpt.image_size
         self.leaving = asyncio.Event()  # set: the time of those who still wait is over
 
-    async def unless_leaving(self, work: Coroutine):
-        """What the work gives; Unfinished, with the work ended, where the server has no more time for it."""
-
-        async def left() -> None:
-            await self.leaving.wait()
-            raise Unfinished("there was no time to finish this")
-
-        return await unless(left(), work)
+    async def left(self) -> None:
+        """Until the server has no more time for those who wait: Refusal."""
+        await self.leaving.wait()
+        raise leaves("there was no time to finish this")
 
     def order(self, asked: Generation) -> Order:
         """What is to be drawn. Refusal of what this server has not."""
@@ -182,13 +178,17 @@ def refusal_of(error: Exception, timeout: float) -> Refusal:
     if isinstance(error, EngineDeadError):
         return stopped()
     if isinstance(error, Unfinished):
-        return Refusal(503, f"{error}: the server is about to leave", kind="server_error")
+        return leaves(error)
     logging.getLogger("uvicorn.error").error("a request failed", exc_info=error)
     return Refusal(500, "something went wrong here, and the server's log says what", kind="server_error")
 
 
 def stopped() -> Refusal:
     return Refusal(503, "the engine has stopped: the server must be started again", kind="server_error")
+
+
+def leaves(reason: object) -> Refusal:
+    return Refusal(503, f"{reason}: the server is about to leave", kind="server_error")
 
 
 async def sent_by(work: Callable[[Send], Awaitable[None]], ends: float) -> AsyncIterator[bytes]:
@@ -230,14 +230,14 @@ async def together(work) -> list:
         await ended(*tasks)
 
 
-async def unless(stop: Coroutine, work: Coroutine):
-    """What the work gives, or what `stop` raises where that comes first; the other one is ended."""
-    working, stopping = asyncio.create_task(work), asyncio.create_task(stop)
+async def unless(work: Coroutine, *stops: Coroutine):
+    """What the work gives, or what one of the stops raises where that comes first; the others are ended."""
+    tasks = [asyncio.create_task(each) for each in (work, *stops)]
     try:
-        done, _ = await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        return await (working if working in done else stopping)
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return await next(task for task in tasks if task in done)
     finally:
-        await ended(working, stopping)
+        await ended(*tasks)
 
 
 async def ended(*tasks: asyncio.Future) -> None:

@@ -35,8 +35,8 @@ def models(options: Serve) -> tuple[GPTOptions, TokenizerOptions]:
 
 
 async def listen(options: Serve) -> None:
-    from autoregressive.serve.api import Server
     from autoregressive.serve.endpoint import Endpoint
+    from autoregressive.serve.leaving import Server
 
     gpt, tokenizer = models(options)
     chosen = options.server

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import logging
 import socket
 from functools import partial
 
@@ -20,7 +21,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from waiting import PATH, Waiting, app_of, asked, endpoint_of, metrics, post, visited
 
 from autoregressive.models.generate import Sampling
-from autoregressive.serve import api
+from autoregressive.serve import leaving
 from autoregressive.serve.vllm_names import EngineDeadError
 
 
@@ -180,10 +181,12 @@ def test_an_engine_that_has_stopped_is_said(stream):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_server_that_leaves_has_a_little_time(stream, monkeypatch):
-    """Who is done meanwhile gets pictures, who is not is told, and so is who has not said yet what he wants."""
-    monkeypatch.setattr(api, "GRACE", 1.0)
-    painter, place = Waiting(0.03, captions=True), socket.create_server(("127.0.0.1", 0))
-    server = api.Server(endpoint_of(painter))
+    """Who is done meanwhile gets pictures; who is not is told, and so is who has not said yet what he wants."""
+    monkeypatch.setattr(leaving, "GRACE", 2.0)
+    monkeypatch.setattr(logging.getLogger("uvicorn"), "propagate", True)  # uvicorn sets it for good
+    painter, place = Waiting(0.2), socket.create_server(("127.0.0.1", 0))
+    painter.slow = {2}
+    server = leaving.Server(endpoint_of(painter))
 
     async def half_said() -> str:
         reader, writer = await asyncio.open_connection(*place.getsockname())
@@ -198,25 +201,28 @@ def test_a_server_that_leaves_has_a_little_time(stream, monkeypatch):
         url = "http://{}:{}".format(*place.getsockname())
         async with httpx.AsyncClient(base_url=url, timeout=30) as client:
             ask = partial(client.post, PATH)
-            body = {"prompt": "a cat", "stream": stream}
-            quick = asyncio.create_task(ask(json=body))
-            while not painter.asked:
-                await asyncio.sleep(0.01)
-            painter.reading = 30.0  # for those who come now
-            slow, still = asyncio.create_task(ask(json=body)), asyncio.create_task(half_said())
-            while len(server.server_state.tasks) < 3:
+            body = {"stream": stream, "n": 2, "partial_images": 3}
+            asked = [ask(json={**body, "prompt": 0}), ask(json={**body, "prompt": 2}), half_said()]
+            asked = [asyncio.create_task(each) for each in asked]
+            while len(server.server_state.tasks) < 3 or len(painter.asked) < 4:
                 await asyncio.sleep(0.01)
             server.should_exit = True
-            answers = await asyncio.gather(quick, slow, still)
+            while server.servers[0].is_serving():
+                await asyncio.sleep(0.01)
+            painter.step = 0.0
+            answers = await asyncio.gather(*asked)
             with pytest.raises(httpx.ConnectError):
                 await client.get("/health")
         await serving
         return answers
 
-    quick, slow, still = asyncio.run(main())
-    assert quick.status_code == 200 and "b64_json" in quick.text
+    quick, slow, still = asyncio.run(asyncio.wait_for(main(), 30))
+    assert quick.status_code == 200 and "b64_json" in quick.text and "error" not in quick.text
     assert slow.status_code == (200 if stream else 503) and still.startswith("HTTP/1.1 503")
-    assert all("the server is about to leave" in answer for answer in (slow.text, still))
+    error = json.loads(slow.text.rpartition("data: ")[2])["error"]
+    assert "the server is about to leave" in error["message"] and error["type"] == "server_error"
+    assert "the server is about to leave" in still and painter.ended == len(painter.asked) == 4
+    assert "completed" not in slow.text and stream == ("partial_image" in slow.text)
 
 
 def test_rows_are_shown_as_they_finish():

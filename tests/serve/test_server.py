@@ -227,9 +227,9 @@ def test_an_engine_that_is_killed_is_seen_and_nothing_stays_behind(folder):
         assert not psutil.wait_procs(known[1:], timeout=20)[1]
 
 
-def assert_leaves(server: Served, tell: Callable[[], None], prompt: str, slow: bool = False) -> None:
-    """Told to leave in the middle of its work, or before a slow engine has done more than a little of it, it leaves
-    nothing behind, and sends whole pictures or none."""
+def assert_leaves(server: Served, tell: Callable[[], None], prompt: str, stands: bool = False) -> None:
+    """Told to leave in the middle of its work, or (`stands`) with an engine that does no more, it leaves nothing
+    behind, and sends whole pictures or none."""
     known, (engine,) = processes(server), engines_of(server)
 
     def asked(count: int) -> httpx.Response:
@@ -246,12 +246,14 @@ def assert_leaves(server: Served, tell: Callable[[], None], prompt: str, slow: b
             others = [pool.submit(asked, 10) for _ in range(6)]
             assert eventually(lambda: drawing_or_waiting() == 61)
         assert first.result().status_code == 200
-        with standing(engine) if slow else nullcontext():
+        with standing(engine) if stands else nullcontext():
             tell()
             answers = [each.result() for each in others]
         assert not psutil.wait_procs(known, timeout=30)[1]
     refused = [answer for answer in answers if answer.status_code == 503]
     assert refused and all(each.json()["error"]["type"] == "server_error" for each in refused)
+    if stands:
+        assert all("the server is about to leave" in each.json()["error"]["message"] for each in refused)
     assert all(len(answer.json()["data"]) == 10 for answer in answers if answer not in refused)
     # vLLM's processes say more; their lines begin with their names.
     assert not [line for line in server.log.read_text().splitlines() if line.startswith("Traceback")]
@@ -279,4 +281,4 @@ def test_captions_and_leaving_by_ctrl_c(tmp_path):
 
 def test_a_server_that_is_ended(server):
     """The last test of this file: the others' server is gone then."""
-    assert_leaves(server, server.process.terminate, "macaw", slow=True)
+    assert_leaves(server, server.process.terminate, "macaw", stands=True)

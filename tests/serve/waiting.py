@@ -35,6 +35,7 @@ class Waiting:
 
     def __init__(self, step: float = 0.0, captions: bool = False):
         self.step, self.captions, self.asked, self.ended, self.fault = step, captions, [], 0, None
+        self.slow = set()  # labels of which little more than a row is drawn
         self.packing = Packing(16, 8) if captions else Packing(16, 1, 3)
         self.reader, self.reading = self, 0.0
 
@@ -47,7 +48,7 @@ class Waiting:
         self.asked.append(wish)
         try:
             for i in range(1, 17):
-                await asyncio.sleep(self.step)
+                await asyncio.sleep(60 if i > 5 and wish.condition in self.slow else self.step)
                 if self.fault is not None:
                     raise self.fault
                 yield list(range(i))
